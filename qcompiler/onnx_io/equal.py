@@ -69,9 +69,10 @@ def _warn(known: Settled) -> None:
             log.warning("the size %s can only be %s: %s", name, size, where)
 
 
-def checked(graph: Graph, found: Equal, known: Settled, sizes: Sizes) -> Graph:
+def checked(graph: Graph, found: Equal, known: Settled, ranges: Sizes) -> Graph:
     """A graph, with checks that fail the runs in which sizes differ that must be equal, where none
-    could be replaced by another, or one is below what it must be, if it may be.
+    could be replaced by another, or one is below what it must be, if it may be. `ranges`: of the
+    symbols in types.
     """
     owners = owners_of(graph.inputs)
     names, nodes = list(graph.output_names), list(graph.outputs)
@@ -82,10 +83,9 @@ def checked(graph: Graph, found: Equal, known: Settled, sizes: Sizes) -> Graph:
             seen.add(pair)
             names.append(f"{CHECK}{where}: the size {pair[0]} is not {pair[1]}")
             nodes.append(make("Equal", *(size_node(s, owners) for s in pair), name="same size"))
-    symbols = tuple(Symbol(name, low, high, high) for name, (low, high) in sizes.items())
+    symbols = tuple(Symbol(name, low, high, high) for name, (low, high) in ranges.items())
     for (least, size), where in found.least.items():
-        named = _symbols(least) | _symbols(size)
-        if not named <= found.inputs & sizes.keys():
+        if not _symbols(least) | _symbols(size) <= ranges.keys():
             continue
         if not at_least(settled(Size.of(size) - least), 0, symbols):
             names.append(f"{CHECK}{where}: the size {size} is below {least}")

@@ -127,9 +127,9 @@ def read(
     def made(pins: Pins, known: equal.Settled, found: Equal | None = None) -> Graph:
         found = found or Equal()
         reader = _Reader(proto, ExternalData(path), rolls, known, found, ranges or {})
-        with noted(found if sizes else None):
+        with noted(found if sizes or ranges else None):
             graph = reader.graph(input_shapes or {}, settle, pins)
-        return equal.checked(graph, found, known, sizes or {})
+        return equal.checked(graph, found, known, ranges or {})
 
     graph, known = equal.with_equal_sizes(partial(made, {}), sizes or {})
     return pinned(graph, proto.graph, partial(made, known=known))

@@ -100,7 +100,9 @@ def _non_zero(s: Settling) -> Result:
     rows = []
     for axis, size in enumerate(dims):
         behind = _at_least_1(s, total(dims[axis + 1 :]))
-        index = s.node("Mod", s.node("Div", places, behind), _at_least_1(s, size))
+        index = places
+        if len(dims) > 1:
+            index = s.node("Mod", s.node("Div", places, behind), _at_least_1(s, size))
         rows.append(s.node("Unsqueeze", index, [0]))
     made = make("Concat", *rows, axis=0, name=s.call.name)
     return made if number is None else _told(s, made, 1, number, count)

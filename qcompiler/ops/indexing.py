@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.equal import note_least
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.movement import ints
+from qcompiler.ops.positions import open_reach
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
 from qcompiler.ops.shapes import agree, axis_of, known_dims, need_shape, total
 
@@ -33,19 +35,15 @@ def _(node: Node) -> Type:
     x, indices = (i.type for i in node.operands)
     axis = axis_of(node.int("axis"), x.rank)
     _need_indices(indices)
-    least = reach(node.operands[1])
-    if least is not None and isinstance(x.shape[axis], str):
-        note_least(least, x.shape[axis])
+    _note_reach(node.operands[1], x.shape[axis])
     return Type(x.dtype, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
-def reach(indices: Node) -> int | None:
-    """How many positions there must be, at least, for indices that are known; None for others."""
-    known = known_value(indices)
-    if known is None:
-        return None
-    numbers = known.astype(np.int64)
-    return max(int(numbers.max(initial=-1)) + 1, -int(numbers.min(initial=0)))
+def _note_reach(indices: Node, size: Dim) -> None:
+    """Indices need an axis to be as long as they reach."""
+    least = open_reach(indices)
+    if least is not None and isinstance(settled(Size.of(size) - least), str):
+        note_least(least, size)
 
 
 def _need_indices(type: Type) -> None:
@@ -69,6 +67,7 @@ def gather_elements(node: Node, x: Numbers, indices: Numbers) -> Numbers:
 def _(node: Node) -> Type:
     x, indices = (i.type for i in node.operands)
     _check_along(node, x, indices)
+    _note_reach(node.operands[1], x.shape[axis_of(node.int("axis"), x.rank)])
     return Type(x.dtype, indices.shape)
 
 

@@ -286,6 +286,7 @@ _RULES: Mapping[str, Callable[..., Dim | bool | None]] = {
     "Add": _add,
     "Sub": _sub,
     "Mul": _mul,
+    "Neg": lambda a: _mul(a, -1),
     "Div": _div,
     "quotient": _quotient,
     "Pow": _pow,

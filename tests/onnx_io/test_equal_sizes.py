@@ -15,6 +15,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import CHECK
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
+from tests.oracles import session
 from tests.rewrite.test_padding import behind_nan, model_of, opened, random_feed
 
 Sizes = dict[str, int]
@@ -306,3 +307,55 @@ def test_old_operators_add_what_is_of_one_size_unless_they_may_broadcast() -> No
     spread = model_of(add.replace("Add(", "Add<broadcast=1>(").replace("a]", "3,a]"), 6)
     graph = read_pinned(spread, {}, {"a": "1..6"}, False, {"a": Size.of("a")})
     assert not any(name.startswith(CHECK) for name in graph.results)
+
+
+PLACES = {
+    "from the past on": (
+        """(float[n,2] x, float[p,2] w) => (float[n,2] y) <float[8,2] t = {@16}> { HEAD
+        end = Add(n, p) r = Range(p, end, one) e = Gather(t, r) y = Add(x, e) }""",
+        "8 is below n [+] p",
+    ),
+    "as PyTorch exports arange": (
+        """(float[n,2] x, float[p,2] w) => (float[n,2] y) <float[8,2] t = {@16}> { HEAD
+        sn = Shape<end=1>(x) ones = ConstantOfShape<value = int64[1] {1}>(sn) z = NonZero(ones)
+        r = Squeeze(z, i0) q = Add(r, p) e = Gather(t, q) y = Add(x, e) }""",
+        "8 is below n [+] p",
+    ),
+    "rows and columns": (
+        """(float[n,2] x, float[p,2] w) => (float[n,p] y) <float[20] t = {@20}> { HEAD
+        a = Range(nil, n, one) b = Range(nil, p, one) six = Constant<value_int=6>()
+        c = Mul(a, six) d = Unsqueeze(c, i1) at = Add(d, b) y = Gather(t, at) }""",
+        "20 is below 6[*]n [+] p - 6",
+    ),
+    "of a table of a run": (
+        """(float[n,2] x, float[p,2] w) => (float[n,2] y) { HEAD two = Constant<value_int=2>()
+        r0 = Range(nil, n, one) r = Add(r0, two) e = Gather(w, r) y = Add(x, e) }""",
+        "p is below n [+] 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_made_of_sizes_lie_within_what_they_index(name: str) -> None:
+    """onnxruntime fails at the same runs."""
+    text, why = PLACES[name]
+    head = """nil = Constant<value_int=0>() one = Constant<value_int=1>()
+        i0 = Constant<value_ints=[0]>() i1 = Constant<value_ints=[1]>() n1 = Shape<end=1>(x)
+        n = Squeeze(n1, i0) p1 = Shape<end=1>(w) p = Squeeze(p1, i0)"""
+    model = model_of(f"g {text.replace('HEAD', head)}")
+    made, engine = opened(model, {"n": (1, 8), "p": (1, 9)}), session(model)
+    failed = 0
+    for n, p in ((4, 4), (1, 7), (3, 5), (5, 4), (8, 9), (2, 8), (6, 4), (2, 2), (7, 1)):
+        feed = random_feed(model, {"n": n, "p": p}, n)
+        given = behind_nan(made.graph, feed, {"n": n, "p": p})
+        try:
+            (want,) = engine.run(None, feed)
+        except Exception:
+            failed += 1
+            with pytest.raises(Error, match=why):
+                evaluate(made.graph, given)
+            continue
+        found = evaluate(made.graph, given)["y"][tuple(map(slice, want.shape))]
+        np.testing.assert_array_equal(found, want, f"{n} {p}")
+    assert 1 < failed < 8
+    assert not opened(model, {"n": (1, 2), "p": (4, 6)}).graph.checks

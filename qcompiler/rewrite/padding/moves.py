@@ -10,8 +10,8 @@ import numpy as np
 from qcompiler.artifact.sizes import Size, settled
 from qcompiler.ir import Dim, Node, constant
 from qcompiler.ops import make, meaning
-from qcompiler.ops.indexing import reach
 from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.positions import open_reach, reach
 from qcompiler.ops.shapes import total
 from qcompiler.rewrite.matching import const, int64s, perm_of, reshape, to_dtype
 from qcompiler.rewrite.padding.caches import grown
@@ -275,8 +275,17 @@ def _gather(p: Padding, node: Node) -> Padded:
     if is_open(x.dims[axis]):
         x = p.prefix(x, axis)
         at = counted(p, node.operands[1], at, size)
+    at = _inside(p, node.operands[1], at, x.node.type.dims[axis])
     made = make("Gather", x.node, at, axis=axis, name=node.name)
     return Padded(made, (*x.dims[:axis], *index.dims, *x.dims[axis + 1 :]))
+
+
+def _inside(p: Padding, index: Node, at: Node, room: int) -> Node:
+    """Indices made of sizes, of which every run checks those that count, within memory."""
+    least = open_reach(index)
+    if isinstance(least, int) or least is None or p.at(least) <= room:
+        return at
+    return make("Min", at, const(room - 1, at.dtype))
 
 
 def counted(p: Padding, index: Node, at: Node, size: Dim) -> Node:
@@ -304,6 +313,7 @@ def _gather_elements(p: Padding, node: Node) -> Padded:
     at = index.node
     if is_open(x.dims[axis]):
         at = counted(p, node.operands[1], at, node.operands[0].type.shape[axis])
+    at = _inside(p, node.operands[1], at, x.node.type.dims[axis])
     bare = [replace(v, dims=(*v.dims[:axis], (), *v.dims[axis + 1 :])) for v in (x, index)]
     (x, index), dims = together(p, [bare[0], replace(bare[1], node=at)], x.rank)
     made = make("GatherElements", x.node, index.node, axis=axis, name=node.name)
