@@ -32,7 +32,7 @@ def by_ranges(node: Node, ranges: Ranges) -> Node:
     if node.op == "Slice" and ranges:
         return _sliced(node, ranges)
     rule = _RULES.get(node.op) if ranges else None
-    if rule is None or known_sizes(node) is not None:
+    if rule is None or (known_sizes(node) is not None and node.op != "Mod"):
         return node
     operands = [o for o in map(known_sizes, node.operands) if o is not None]
     if len(node.operands) != 2 or len(operands) != 2:
@@ -103,6 +103,17 @@ def _div(node: Node, each: list[Bounds], _: Bounds) -> Node:
     return make("quotient", *node.operands, name=node.name)
 
 
+def _mod(node: Node, each: list[Bounds], less: Bounds) -> Node:
+    """The rest of what is smaller than its divisor: 4 of 4 by a size from 8 on; size - 4 of -4."""
+    above, below = each
+    if above is None or below is None or less is None or node.attrs["fmod"]:
+        return node
+    if above[0] >= 0 and less[1] < 0 and node.operands[0].type == node.type:
+        return node.operands[0]
+    behind = above[1] < 0 and below[0] >= -above[0]
+    return make("Add", *node.operands, name=node.name) if behind else node
+
+
 def _larger(sign: int) -> Rule:
     """The larger operand, or the smaller one."""
 
@@ -137,6 +148,7 @@ def _compared(holds: Callable[[int], bool]) -> Rule:
 
 _RULES: Mapping[str, Rule] = {
     "Div": _div,
+    "Mod": _mod,
     "Max": _larger(1),
     "Min": _larger(-1),
     "Equal": _equal,

@@ -37,6 +37,8 @@ KNOWN: dict[str, tuple[str, Ranges]] = {
         {"w": (4, 8)},
     ),
     "a power": ("a = Constant<value_int=2>() n = Pow(w, a)", {"w": (1, 4)}),
+    "a rest": ("a = Constant<value_int=4>() n = Mod(a, w)", {"w": (5, 9)}),
+    "a rest from behind": ("a = Constant<value_int=-4>() n = Mod(a, w)", {"w": (4, 9)}),
     "an equality": (
         """a = Constant<value_int=4>() q = Div(w, a) nil = Constant<value_int=0>()
         e = Equal(q, nil) d = Mul(w, a) n = Where(e, d, w)""",
