@@ -55,6 +55,8 @@ def note_computed(node: Node, bounds: Bounds, ranges: Ranges) -> None:
         more = bounds.size((node, i), s.node("Sub", own, least), high - least)
         size = settled(Size.of(more) + least)
         bounds.numbers[size] = own
+        fits = s.node("LessOrEqual", own, high)
+        bounds.checks.require(fits, f"{node.name} (Cast): a size above {high}")
         sizes.append(high if low == high else size)
     bounds.put_values(node, sizes)
 
@@ -82,7 +84,9 @@ def extremes(node: Node, ranges: Ranges) -> tuple[Array, Array] | None:
 
 
 def _in_runs(order: list[Node], runs: Mapping[str, Array]) -> Array:
-    """The last of some values in some runs: [*its shape, runs], or 1 if it is the same in all."""
+    """The last of some values in some runs: [*its shape, runs], or [*its shape, 1] if it is the
+    same in all.
+    """
     values: dict[Node, Array] = {}
     with np.errstate(all="ignore"):
         for node in order:
