@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Number, Size
 from qcompiler.errors import Error
-from qcompiler.ir import MAX_ELEMENTS, Dim, Graph, Type
+from qcompiler.ir import CHECK, MAX_ELEMENTS, Dim, Graph, Type
 from qcompiler.ir.refusals import demand_static
 from qcompiler.onnx_io.inputs import batch_of_one, with_symbols
 from qcompiler.onnx_io.reader import read
@@ -227,4 +227,16 @@ def read_pinned(
         if not batch or e.hint:
             raise
         raise Error(e.what, where=e.where, hint=f"the batch is {batch}") from e
+    if any(_may_be_0(r.low, r.step) for r in asked.values()):
+        symbols = [Symbol(k, r.low, r.high, r.high, r.step) for k, r in asked.items()]
+        graph = replace(
+            graph, output_names=tuple(_as_asked(n, symbols) for n in graph.output_names)
+        )
     return graph.note(batch=batch) if batch else graph
+
+
+def _as_asked(output: str, symbols: Sequence[Symbol]) -> str:
+    """The name of an output; of a check, what it says of sizes as the user has named them."""
+    if not output.startswith(CHECK):
+        return output
+    return CHECK + error_as_asked(Error(output.removeprefix(CHECK)), symbols).what

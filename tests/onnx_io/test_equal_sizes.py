@@ -309,6 +309,10 @@ def test_old_operators_add_what_is_of_one_size_unless_they_may_broadcast() -> No
     assert not any(name.startswith(CHECK) for name in graph.results)
 
 
+HEAD = """nil = Constant<value_int=0>() one = Constant<value_int=1>()
+    i0 = Constant<value_ints=[0]>() i1 = Constant<value_ints=[1]>() n1 = Shape<end=1>(x)
+    n = Squeeze(n1, i0) p1 = Shape<end=1>(w) p = Squeeze(p1, i0)"""
+
 PLACES = {
     "from the past on": (
         """(float[n,2] x, float[p,2] w) => (float[n,2] y) <float[8,2] t = {@16}> { HEAD
@@ -339,10 +343,7 @@ PLACES = {
 def test_places_made_of_sizes_lie_within_what_they_index(name: str) -> None:
     """onnxruntime fails at the same runs."""
     text, why = PLACES[name]
-    head = """nil = Constant<value_int=0>() one = Constant<value_int=1>()
-        i0 = Constant<value_ints=[0]>() i1 = Constant<value_ints=[1]>() n1 = Shape<end=1>(x)
-        n = Squeeze(n1, i0) p1 = Shape<end=1>(w) p = Squeeze(p1, i0)"""
-    model = model_of(f"g {text.replace('HEAD', head)}")
+    model = model_of(f"g {text.replace('HEAD', HEAD)}")
     made, engine = opened(model, {"n": (1, 8), "p": (1, 9)}), session(model)
     failed = 0
     for n, p in ((4, 4), (1, 7), (3, 5), (5, 4), (8, 9), (2, 8), (6, 4), (2, 2), (7, 1)):
@@ -359,3 +360,10 @@ def test_places_made_of_sizes_lie_within_what_they_index(name: str) -> None:
         np.testing.assert_array_equal(found, want, f"{n} {p}")
     assert 1 < failed < 8
     assert not opened(model, {"n": (1, 2), "p": (4, 6)}).graph.checks
+
+
+def test_a_run_that_needs_a_longer_table_names_sizes_as_they_were_asked_for() -> None:
+    model = model_of(f"g {PLACES['from the past on'][0].replace('HEAD', HEAD)}")
+    dims = {"n": "1..8", "p": "0..9"}
+    (what,) = read_pinned(model, {}, dims, False, {k: k for k in dims}).checks
+    assert what == "Gather_e (Gather): the size 8 is below n + p"
