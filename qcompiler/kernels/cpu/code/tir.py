@@ -104,6 +104,11 @@ def bounded(value: Value, low: Value, high: Value) -> Value:
     return cast(tirx.Max(tirx.Min(value, next(ends)), next(ends)), "int32")
 
 
+def wide(dtype: str) -> str:
+    """Where kernels compute on floats that they read: float64 if they are that, else float32."""
+    return "float64" if dtype == "float64" else "float32"
+
+
 def reinterpret(value: Value, dtype: str) -> Value:
     """The same bits as elements of another dtype; the lanes follow from the size."""
     if dtype_of(value) == dtype:

@@ -397,10 +397,11 @@ def _tensor_scatter(e: Elements, place: Place) -> Vec:
 @means("BatchNormalization", vectors=True)
 def _batch_normalization(e: Elements, place: Place) -> Vec:
     channel = [place[1] if len(place) > 1 else tir.const(0)]
-    wide = [e.m.cast(e.read(n, channel), "float32") for n in e.root.operands[1:]]
+    dtype = tir.wide(e.root.dtype)
+    wide = [e.m.cast(e.read(n, channel), dtype) for n in e.root.operands[1:]]
     scale, bias, mean, variance = wide
     factor = scale / e.m.sqrt(variance + e.root.float("epsilon"))
-    value = (e.m.cast(e.x(place), "float32") - mean) * factor + bias
+    value = (e.m.cast(e.x(place), dtype) - mean) * factor + bias
     return e.m.cast(value, e.root.dtype)
 
 

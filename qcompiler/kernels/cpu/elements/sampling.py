@@ -24,14 +24,14 @@ from qcompiler.kernels.cpu.elements.generic import Elements, Place, means
 def _grid_sample(e: Elements, place: Place) -> Vec:
     x, grid = e.root.operands
     sizes = x.type.dims[2:]
-    rank = len(sizes)
+    rank, dtype = len(sizes), tir.wide(x.dtype)
     cubic = e.root.str("mode") == "cubic"
     at = []
     for axis, size in enumerate(sizes):
         where = [place[0], *place[2:], tir.const(rank - 1 - axis)]
-        coordinate = _denormalized(e, e.m.cast(e.read(grid, where), "float32"), size)
+        coordinate = _denormalized(e, e.m.cast(e.read(grid, where), dtype), size)
         at.append(coordinate if cubic else _bounded(e, coordinate, size))
-    total = e.m.splat(0, "float32")
+    total = e.m.splat(0, dtype)
     for chosen in product(*(_taps(e, a) for a in at)):
         weights, source, insides = [], [], []
         for (coordinate, weight), size in zip(chosen, sizes, strict=True):
@@ -39,7 +39,7 @@ def _grid_sample(e: Elements, place: Place) -> Vec:
             insides.append((coordinate >= 0) & (coordinate <= size - 1))
             weights.append(weight)
             source.append(e.m.cast(e.m.where(insides[-1], coordinate, 0.0), "int32").expr)
-        value = e.m.cast(e.x([place[0], place[1], *source]), "float32")
+        value = e.m.cast(e.x([place[0], place[1], *source]), dtype)
         value = value * reduce(lambda a, b: a * b, weights)
         total = total + e.m.where(reduce(lambda a, b: a & b, insides), value, 0.0)
     return e.m.cast(total, e.root.dtype)
@@ -72,7 +72,7 @@ def _taps(e: Elements, at: Vec) -> list[tuple[Vec, Vec]]:
     """A coordinate -> the places to read, and their weights."""
     mode, m = e.root.str("mode"), e.m
     if mode == "nearest":
-        return [(m.round(at), m.splat(1, "float32"))]
+        return [(m.round(at), m.splat(1, at.dtype))]
     base, made = m.floor(at), []
     for offset in (0, 1) if mode == "linear" else (-1, 0, 1, 2):
         distance = m.abs(base + float(offset) - at)

@@ -30,14 +30,15 @@ def _each_row(d: Draft, axis: int, body: Callable[[_Rows, Value], None]) -> Kern
     """body(rows, number of one) for all rows, which begin at an axis."""
     b, root, core = d.b, d.root, d.device.core
     x, rows = root.operands[0], prod(root.type.dims[:axis])
-    scratch = d.scratch("float32")
-    row_bytes = core.whole_lines((prod(root.type.dims[axis:]) + d.isa.lanes(4)) * 4)
+    dtype = tir.wide(root.dtype)
+    scratch, size = d.scratch(dtype), tir.bits(dtype) // 8
+    row_bytes = core.whole_lines((prod(root.type.dims[axis:]) + d.isa.lanes(size)) * size)
     ns = core.moved_ns(x.type.bytes) + core.mixed_ns(x.type.size * _EXP_NS)
     ns += nanoseconds(d.region, core)
     count = tasks(d.device, ns, rows)
     counted = d.counted(rows, x.type.dims[first_of(x.type.dims)])
     with b.parallel(count) as task:
-        mine = _Rows(d, axis, scratch + b.let(task * (row_bytes // 4), "mine"))
+        mine = _Rows(d, axis, scratch + b.let(task * (row_bytes // size), "mine"))
         first = b.let(task * counted // count, "first")
         behind = b.let((task + 1) * counted // count, "behind")
         with b.serial(behind - first, "row", first) as row:
@@ -46,13 +47,16 @@ def _each_row(d: Draft, axis: int, body: Callable[[_Rows, Value], None]) -> Kern
 
 
 class _Rows:
-    """A task's rows of `length` neighbouring elements, one after the other held as float32."""
+    """A task's rows of `length` neighbouring elements, one after the other held in float32, or
+    float64 (`tir.wide`).
+    """
 
     def __init__(self, d: Draft, axis: int, held: Pointer) -> None:
         self.d, self.b, self.m, self.root, self.held = d, d.b, d.m, d.root, held
         *self.inner, self.last = d.root.type.dims[axis:]
         self.length = prod(d.root.type.dims[axis:])
-        self.lanes, self.slots = d.isa.lanes(4), d.device.core.adds
+        self.dtype = tir.wide(d.root.dtype)
+        self.lanes, self.slots = d.isa.lanes(tir.bits(self.dtype) // 8), d.device.core.adds
         self.prologue, self.epilogue = d.prologue, d.epilogue
 
     def _lines(self, row: Value, body: Callable[[Value, Value], None]) -> None:
@@ -69,7 +73,7 @@ class _Rows:
 
             def body(column: Value, count: int, slot: int) -> None:
                 value = self.prologue.at(place, column, self.lanes, count)
-                value = self.m.vec(self.b.let(self.m.cast(value, "float32").expr, "x"))
+                value = self.m.vec(self.b.let(self.m.cast(value, self.dtype).expr, "x"))
                 self.held.store_first(count, start + column, value.expr)
                 see(value, count, slot)
 
@@ -127,7 +131,7 @@ class _Total:
 
     def __init__(self, rows: _Rows, start: float) -> None:
         self.rows, self.start = rows, start
-        self.parts = rows.b.registers("float32", rows.lanes, rows.slots, "total")
+        self.parts = rows.b.registers(rows.dtype, rows.lanes, rows.slots, "total")
         self.parts.fill(start)
 
     def join(self, value: Vec, count: int, slot: int, largest: bool = False) -> None:
@@ -149,7 +153,7 @@ class _Total:
 
 @kernel("LayerNormalization", "RMSNormalization")
 def layer_norm(region: Region, device: Cpu) -> Kernel | Skip:
-    """Over all axes from one on; mean and variance in two passes over scratch, in float32."""
+    """Over all axes from one on; mean and variance in two passes over scratch."""
     if reason := refuse(region):
         return reason
     root = region.root
@@ -165,8 +169,8 @@ def layer_norm(region: Region, device: Cpu) -> Kernel | Skip:
             return Skip(f"a scale or bias of shape {list(operand.type.dims)}")
     word = "rmsnorm" if root.op == "RMSNormalization" else "layernorm"
     kind = f"{word}_{prod(x.type.dims[:axis])}x{prod(row_shape)}"
-    d = Draft(kind, region, device)
-    b, m, lanes = d.b, d.m, d.isa.lanes(4)
+    d, dtype = Draft(kind, region, device), tir.wide(root.dtype)
+    b, m, lanes = d.b, d.m, d.isa.lanes(tir.bits(dtype) // 8)
 
     def row(rows: _Rows, index: Value) -> None:
         if root.op == "RMSNormalization":
@@ -174,7 +178,7 @@ def layer_norm(region: Region, device: Cpu) -> Kernel | Skip:
             squares = rows.sum(index, lambda v: v * v).whole()
         else:
             total = rows.sum(index, lambda v: v)
-            number = tir.const(float(rows.length), "float32")
+            number = tir.const(float(rows.length), dtype)
             mean = m.vec(tir.broadcast(b.let(total.whole() / number, "mean"), lanes))
             spread = rows.total(0.0)
 
@@ -185,9 +189,9 @@ def layer_norm(region: Region, device: Cpu) -> Kernel | Skip:
 
             rows.again(square)
             squares = spread.whole()
-        epsilon = tir.const(root.float("epsilon"), "float32")
-        variance = m.vec(squares / tir.const(float(rows.length), "float32") + epsilon)
-        inverse = (m.splat(1.0, "float32") / m.sqrt(variance)).expr
+        epsilon = tir.const(root.float("epsilon"), dtype)
+        variance = m.vec(squares / tir.const(float(rows.length), dtype) + epsilon)
+        inverse = (m.splat(1.0, dtype) / m.sqrt(variance)).expr
         factor = m.vec(tir.broadcast(b.let(inverse, "inverse"), lanes))
 
         def make(at: Value, count: int) -> Vec:
@@ -195,7 +199,7 @@ def layer_norm(region: Region, device: Cpu) -> Kernel | Skip:
             value = (value if mean is None else value - mean) * factor
             for i, operand in enumerate((scale, *rest)):
                 raw = load(m, d.pointers[operand], operand.dtype, at, lanes, count)
-                wide = m.cast(raw, "float32")
+                wide = m.cast(raw, dtype)
                 value = value * wide if i == 0 else value + wide
             return value
 
@@ -223,7 +227,8 @@ def softmax(region: Region, device: Cpu) -> Kernel | Skip:
 
 def _softmax_along(kind: str, region: Region, device: Cpu) -> Kernel:
     d = Draft(kind, region, device)
-    b, m, lanes = d.b, d.m, d.isa.lanes(4)
+    b, m, dtype = d.b, d.m, tir.wide(d.root.dtype)
+    lanes = d.isa.lanes(tir.bits(dtype) // 8)
     logarithm = d.root.op == "LogSoftmax"
 
     def row(rows: _Rows, index: Value) -> None:
@@ -240,7 +245,7 @@ def _softmax_along(kind: str, region: Region, device: Cpu) -> Kernel:
 
         rows.again(weigh)
         whole = m.vec(total.whole())
-        scalar = m.log(whole) if logarithm else m.splat(1.0, "float32") / whole
+        scalar = m.log(whole) if logarithm else m.splat(1.0, dtype) / whole
         last = m.vec(tir.broadcast(b.let(scalar.expr, "last"), lanes))
 
         def make(at: Value, count: int) -> Vec:
@@ -259,7 +264,8 @@ def _softmax_beside(kind: str, region: Region, device: Cpu, axis: int) -> Kernel
     size, last = dims[axis], dims[-1]
     between = prod(dims[axis + 1 : -1])
     rows = prod(dims[:axis]) * between
-    lanes = device.isa.lanes(4)
+    dtype = tir.wide(root.dtype)
+    lanes = device.isa.lanes(tir.bits(dtype) // 8)
     ns = device.core.mixed_ns(root.type.size * 3 * _EXP_NS) + nanoseconds(region, device.core)
     count = tasks(device, ns, rows)
     with share(b, count, rows) as (first, iterations):
@@ -268,15 +274,15 @@ def _softmax_beside(kind: str, region: Region, device: Cpu, axis: int) -> Kernel
             start = b.let((row // between) * (size * between) + row % between, "start")
 
             def columns(column: Value, there: int) -> None:
-                largest = b.registers("float32", lanes, 1, "largest")
-                total = b.registers("float32", lanes, 1, "total")
+                largest = b.registers(dtype, lanes, 1, "largest")
+                total = b.registers(dtype, lanes, 1, "total")
                 largest.fill(float("-inf"))
                 total.fill(0.0)
 
                 def value(i: Value) -> tuple[Value, Vec]:
                     line = b.let(start + i * between, "line")
                     got = prologue.at(prologue.row(line), column, lanes, there)
-                    return line, m.cast(got, "float32")
+                    return line, m.cast(got, dtype)
 
                 with b.serial(size, "i") as i:
                     largest[0] = m.max(m.vec(largest[0]), value(i)[1]).expr

@@ -75,7 +75,7 @@ class _Task:
             self.padded = True
         self.starts = [-(p or (0, 0))[0] for p in window.pads]
         in_float = d.root.dtype in HALF_FLOATS or d.root.op == "average_pool"
-        self.dtype = "float32" if in_float else d.root.dtype
+        self.dtype = tir.wide(d.root.dtype) if in_float else d.root.dtype
         self.prologue, self.epilogue = d.prologue, d.epilogue
         own = d.isa.lanes(max(tir.bits(self.dtype) // 8, 1))
         self.lanes = min(self.prologue.lanes(), self.epilogue.lanes(), own)
@@ -152,7 +152,9 @@ class _Task:
             seen = seen * (high - low)
         include = self.root.op == "average_pool" and bool(self.root.int("count_include_pad"))
         seen = tir.const(prod(w.kernel)) if include else seen
-        divisor = self.m.vec(tir.broadcast(b.let(tir.cast(seen, "float32"), "seen"), self.lanes))
+        divisor = self.m.vec(
+            tir.broadcast(b.let(tir.cast(seen, tir.wide(self.dtype)), "seen"), self.lanes)
+        )
 
         def body(column: Value, count: int) -> None:
             total = b.registers(self.dtype, self.lanes, 1, "total")
