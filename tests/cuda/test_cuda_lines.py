@@ -171,6 +171,23 @@ def test_dynamic_scales_are_those_of_all_values(index: int) -> None:
         assert check(y, y, [array], (x,), gpu()).grid is not None
 
 
+def test_no_digits_of_float64_are_lost() -> None:
+    array, scale = normal((3, 4, 5, 6)).astype(np.float64), normal((6,), 1).astype(np.float64)
+    for each in (array, array * 1e60):
+        check_one("Softmax", each, axis=1, tolerance=1e-12)
+        for op in ("LayerNormalization", "RMSNormalization"):
+            check_one(op, each, scale, axis=-1, epsilon=2.0**-17, tolerance=1e-12)
+    pooled = {"kernel_shape": (3, 3), "strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1)}
+    check_one("average_pool", array, **pooled, count_include_pad=0, tolerance=1e-12)
+
+
+def test_small_numbers_are_not_zero_in_the_text_for_a_gpu() -> None:
+    array = normal((40,)).astype(np.float64)
+    x = node_of(array)
+    y = make("LeakyRelu", x, alpha=1.2345678e-17)
+    check(y, None, [array], (x,), gpu(), rtol=1e-13)
+
+
 def test_a_sample_of_what_goes_along_lines() -> None:
     check_one("ArgMax", awkward((3, 40)), axis=1, select_last_index=0)
     check_one("CumSum", awkward((2, 300), "int32"), np.array(1), exclusive=0, reverse=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from tvm import tirx
 
 from qcompiler.hardware.gpu import Gpu
@@ -22,6 +23,24 @@ WIDEST = 16
 """Bytes of the widest access of a thread."""
 
 
+class _Math(TirMath):
+    """Formulas in code for a GPU, where TVM writes float64 numbers with 15 decimals: others are
+    written as their bits.
+    """
+
+    def splat(self, value: float, dtype: str, lanes: int = 1) -> Vec:
+        """A number in every lane."""
+        made = super().splat(value, dtype, lanes)
+        number = made.value
+        if dtype != "float64" or number is None or not np.isfinite(number):
+            return made
+        if float(f"{number:.15f}") == number:
+            return made
+        bits = tir.const(int(np.float64(number).view(np.int64)), "int64")
+        exact = tir.broadcast(tir.reinterpret(bits, "float64"), lanes)
+        return Vec(self, exact, dtype, lanes, number)
+
+
 class GridDraft(Draft):
     """One kernel: `b` collects the statements of each thread."""
 
@@ -31,7 +50,7 @@ class GridDraft(Draft):
         self.region, self.isa = region, device.isa
         self.name = name_of(kind, region)
         self.b = Block(self.name, threads)
-        self.m = TirMath(self.b, device.isa)
+        self.m = _Math(self.b, device.isa)
         self.pointers: Mapping[Node, Pointer] = {
             n: self.b.pointer(f"in{i}", n.dtype) for i, n in enumerate(region.inputs)
         }

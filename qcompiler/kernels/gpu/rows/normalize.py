@@ -9,7 +9,7 @@ from math import inf, prod
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.gpu import Gpu
-from qcompiler.ir import Node
+from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import refuse, too_large
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
@@ -48,11 +48,6 @@ def line(team: Team, dtype: str) -> Line:
     return line_of(team, team.d.reading(team.d.root.operands[0], whole=True), dtype)
 
 
-def _summed(root: Node) -> str:
-    """The dtype that a root's lines are computed in."""
-    return "float64" if root.dtype == "float64" else "float32"
-
-
 @kernel("Softmax", "LogSoftmax", kind=Gpu)
 def gpu_softmax(region: Region, device: Gpu) -> Kernel | Skip:
     """Along any axis; the largest value is subtracted first, so nothing overflows."""
@@ -61,7 +56,7 @@ def gpu_softmax(region: Region, device: Gpu) -> Kernel | Skip:
     root = region.root
     assert root is not None
     team = team_for(region, device, [root.int("axis")])
-    m, values = team.m, line(team, _summed(root))
+    m, values = team.m, line(team, tir.wide(root.dtype))
     top = values.fold(m.max, -inf)
     below = values.map(lambda v: v - top)
     powers = below.map(m.exp)
@@ -91,18 +86,19 @@ def gpu_layer_norm(region: Region, device: Gpu) -> Kernel | Skip:
         return Skip("a scale or bias of another shape than the row's")
     word = "rmsnorm" if root.op == "RMSNormalization" else "layernorm"
     team = team_for(region, device, range(axis, x.type.rank), word)
-    d, m, values = team.d, team.m, line(team, "float32")
+    dtype = tir.wide(root.dtype)
+    d, m, values = team.d, team.m, line(team, dtype)
     count = float(length)
     if root.op == "LayerNormalization":
         mean = values.fold(add, 0.0) / count
         values = values.map(lambda v: v - mean)
     variance = values.map(lambda v: v * v).fold(add, 0.0) / count
-    factor = m.splat(1.0, "float32") / m.sqrt(variance + root.float("epsilon"))
+    factor = m.splat(1.0, dtype) / m.sqrt(variance + root.float("epsilon"))
 
     def made(value: Vec, element: Value) -> Vec:
         value = value * factor
         for number, operand in enumerate(affine):
-            wide = m.cast(d.read(operand, element), "float32")
+            wide = m.cast(d.read(operand, element), dtype)
             value = value * wide if number == 0 else value + wide
         return value
 
@@ -120,7 +116,7 @@ def gpu_lp_normalization(region: Region, device: Gpu) -> Kernel | Skip:
     if "float" not in root.dtype:
         return Skip(f"a norm of {root.dtype}")
     team = team_for(region, device, [root.int("axis")])
-    m, values = team.m, line(team, _summed(root))
+    m, values = team.m, line(team, tir.wide(root.dtype))
     absolute = root.int("p") == 1
     total = values.map(lambda v: m.abs(v) if absolute else v * v).fold(add, 0.0)
     norm = total if absolute else m.sqrt(total)
@@ -139,7 +135,7 @@ def gpu_mean_variance(region: Region, device: Gpu) -> Kernel | Skip:
     if "float" not in root.dtype:
         return Skip(f"a deviation of {root.dtype}")
     team = team_for(region, device, root.ints("axes"))
-    values, count = line(team, _summed(root)), float(team.length)
+    values, count = line(team, tir.wide(root.dtype)), float(team.length)
     mean = values.fold(add, 0.0) / count
     values = values.map(lambda v: v - mean)
     variance = values.map(lambda v: v * v).fold(add, 0.0) / count
@@ -159,7 +155,7 @@ def gpu_log_sum_exp(region: Region, device: Gpu) -> Kernel | Skip:
         return axes
     team = team_for(region, device, axes)
     m = team.m
-    values = line(team, "float64" if "int" in root.operands[0].dtype else _summed(root))
+    values = line(team, "float64" if "int" in root.operands[0].dtype else tir.wide(root.dtype))
     top = values.fold(m.max, -inf)
     top = m.where(m.abs(top) < inf, top, 0.0)
     total = values.map(lambda v: m.exp(v - top)).fold(add, 0.0)

@@ -47,7 +47,7 @@ class _Pool:
         self.sizes = self.root.operands[0].type.dims[1:-1]
         self.largest = self.root.op == "max_pool"
         in_float = self.root.dtype in _NARROW or not self.largest
-        self.dtype = "float32" if in_float else self.root.dtype
+        self.dtype = tir.wide(self.root.dtype) if in_float else self.root.dtype
         self.pads = [(pad or (0, 0))[0] for pad in window.pads]
 
     def emit(self) -> None:
@@ -72,8 +72,8 @@ class _Pool:
         b, window = self.b, self.window
         totals = b.registers(self.dtype, 1, self.width, "total")
         totals.fill(lowest(self.dtype) if self.largest else 0)
-        self.seen = b.registers("float32", 1, 1, "seen")
-        self.seen[0] = tir.const(0.0, "float32")
+        self.seen = b.registers(tir.wide(self.dtype), 1, 1, "seen")
+        self.seen.fill(0)
         starts = [p * s - pad for p, s, pad in zip(place, window.strides, self.pads, strict=True)]
         starts = [b.let(start, "start") for start in starts]
         with b.serial(prod(window.kernel), "tap") as tap:
@@ -92,13 +92,13 @@ class _Pool:
                     wide = self.m.cast(value, self.dtype)
                     totals[i] = (self.m.max(total, wide) if self.largest else total + wide).expr
                 if not self.largest:
-                    self.seen[0] = self.seen[0] + tir.const(1.0, "float32")
+                    self.seen[0] = self.seen[0] + tir.const(1.0, self.dtype)
         return [Vec(self.m, totals[i], self.dtype, 1) for i in range(self.width)]
 
     def _made(self, total: Vec) -> Vec:
         if not self.largest:
             every = self.root.int("count_include_pad")
-            count = self.m.splat(float(prod(self.window.kernel)), "float32")
+            count = self.m.splat(float(prod(self.window.kernel)), self.dtype)
             total = total / (count if every else self.m.vec(self.seen[0]))
             total = self.m.round(total) if "int" in self.root.dtype else total
         return self.m.cast(total, self.root.dtype)
