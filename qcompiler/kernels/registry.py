@@ -95,7 +95,8 @@ class Kernel:
     """
     mixes_rows: bool = False
     """Whether what is in one row of an operand shows in other rows of the output, by rounding or by
-    values that are not finite, though it should not.
+    values that are not finite, though it should not. Not said of a kernel that is told which rows
+    count, and mixes no others: these are of one sample.
     """
     counted: bool = False
     """Whether it ends where what counts in a run does (`Region.count`)."""

@@ -53,6 +53,13 @@ def product(n: int) -> Case:
     return [x, other], root, make("Gelu", make("Add", make("Add", root, fixed(70)), other))
 
 
+def product_of_quarters(n: int) -> Case:
+    """Such as strassen.py multiplies."""
+    x, other = given("x", "float32", 1, n, 24), given("z", "float32", 1, n, 128)
+    root = make("matmul", x, fixed(24, 128))
+    return [x, other], root, make("Gelu", make("Add", make("Add", root, fixed(128)), other))
+
+
 def product_of_heads(n: int) -> Case:
     x = given("x", "float32", 1, n, 3, 8)
     root = make("matmul", x, fixed(8, 20))
@@ -135,6 +142,7 @@ def packed_attention(n: int) -> Case:
 
 CASES: dict[str, Callable[[int], Case]] = {
     "product": product,
+    "product of quarters": product_of_quarters,
     "product of heads": product_of_heads,
     "product of bytes": product_of_bytes,
     "product of halves": product_of_halves,

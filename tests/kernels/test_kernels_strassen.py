@@ -4,6 +4,7 @@ error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -17,8 +18,10 @@ from kernel_harness import (
     normal,
     region_of,
     run,
+    sharing,
     vector_isas,
 )
+from test_kernels_counted import BEST, COUNTS, MOST, checker, region_counted
 
 from benchmarks.arm_loops import loops
 from qcompiler import plugins
@@ -31,8 +34,10 @@ from qcompiler.kernels.cpu.contraction.blocking import fits
 from qcompiler.kernels.cpu.contraction.operands import product_of
 from qcompiler.kernels.cpu.contraction.problem import problem_of
 from qcompiler.kernels.cpu.transformed import strassen_blocking
-from qcompiler.kernels.cpu.transformed.strassen import LEFT, RESULT, RIGHT, strassen
-from qcompiler.kernels.cpu.transformed.strassen_blocking import Tiling
+from qcompiler.kernels.cpu.transformed.strassen import LEFT, RESULT, RIGHT, packed, strassen
+from qcompiler.kernels.cpu.transformed.strassen_blocking import Layout, Tiling
+from qcompiler.kernels.cpu.transformed.strassen_rows import Few, few_of
+from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, choose
 from qcompiler.ops import make
 
@@ -135,7 +140,7 @@ def test_no_loop_that_multiplies_spills_where_instructions_take_a_lane() -> None
     assert isinstance(kernel, Kernel)
     text = str(machine_code({"kernel": kernel.func}, isa, "").inspect_source("asm"))
     found = [loop for loop in loops(text) if len(loop.multiplies) >= 24]
-    assert len(found) >= len(RIGHT) + strassen_blocking.SUMS
+    assert len(found) == 4, "a quarter, a sum or a difference of two, and what these are stored as"
     assert not any(loop.spills for loop in found)
 
 
@@ -178,3 +183,104 @@ def test_it_is_used_where_it_spares_time_and_nowhere_else() -> None:
         (256, 767, 2048),
     ):
         assert "strassen" not in chosen(*other)
+
+
+OPEN = {
+    Tiling(rows=3, vectors=1, block=2, depth=12, row_tasks=1, column_tasks=2): 1,
+    Tiling(rows=5, vectors=1, block=1, depth=4, row_tasks=2, column_tasks=1): 8,
+    Tiling(rows=4, vectors=2, block=9, depth=6): 32,
+    Tiling(rows=23, vectors=1, block=1, depth=12): MOST + 1,
+}
+"""Tiles, blocks, and shares of them that end otherwise than rows do, and the rows from which on
+there are not few.
+"""
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Kernel]:
+    """Makes a kernel of rows that a run counts, by a tiling, for a number of rows that are few."""
+
+    def kernel(tiling: Tiling, fewest: int, isa: Isa, least: int = 1) -> Kernel:
+        def few(*given: object) -> Few | Skip:
+            found = few_of(*given)  # type: ignore[arg-type]
+            return found if isinstance(found, Skip) else replace(found, fewest=fewest)
+
+        module = "qcompiler.kernels.cpu.transformed.strassen"
+        monkeypatch.setattr(f"{module}.tilings", lambda *_: [tiling])
+        monkeypatch.setattr(f"{module}.few_of", few)
+        region = replace(region_counted("product of quarters"), least=(least,))
+        where = device(isa, tiling.tasks)
+        found = strassen(region, where if tiling.tasks == 1 else sharing(where))
+        assert not isinstance(found, Skip), found.reason
+        (candidate,) = found
+        made = candidate.build()
+        assert isinstance(made, Kernel), made
+        assert made.counted
+        assert not made.mixes_rows
+        assert not candidate.mixes_rows
+        return made
+
+    return kernel
+
+
+@pytest.mark.parametrize(("tiling", "fewest"), OPEN.items(), ids=str)
+def test_rows_that_do_not_count_show_nowhere(
+    tiling: Tiling, fewest: int, counted: Callable[..., Kernel]
+) -> None:
+    """They are no numbers, and one is the neighbour of the last that counts."""
+    check = checker(
+        "product of quarters",
+        region_counted("product of quarters"),
+        counted(tiling, fewest, BEST),
+        BEST,
+    )
+    for count in COUNTS:
+        check(count)
+
+
+def test_where_no_run_has_few_rows_there_is_code_for_many_alone(
+    counted: Callable[..., Kernel],
+) -> None:
+    tiling = [*OPEN][2]
+    made = counted(tiling, 17, BEST, least=17)
+    check = checker("product of quarters", region_counted("product of quarters"), made, BEST)
+    for count in (17, 18, 31, 32, MOST):
+        check(count)
+    assert len(str(made.func)) < len(str(counted(tiling, 17, BEST).func))
+
+
+@pytest.mark.parametrize("isa", VECTORS, ids=lambda i: i.name)
+def test_few_rows_and_many_read_the_same_panels(isa: Isa) -> None:
+    """Of every tiling, whatever instructions multiply few."""
+    wide = 8 * isa.lanes()
+    root = matmul(128, 24, wide)
+    x, w = root.operands
+    region = region_of(Graph((x,), (root,), ("y",)), root)
+    region = replace(region, inputs=(*region.inputs, placeholder("count", Type("int32", (1,)))))
+    region, product = sealed(region, device(isa)), product_of(isa, "float32", "float32", "float32")
+    assert product is not None
+    problem = problem_of(region.nodes[0], product.mac.lanes, REFERENCE)
+    assert not isinstance(problem, Skip)
+    tilings = strassen_blocking.tilings(problem, product, device(isa))
+    each = {t.vectors: Layout.of(problem, t, REFERENCE, product.mac.lanes) for t in tilings}
+    assert each
+    for layout in each.values():
+        few = few_of(region, device(isa), product, layout)
+        assert isinstance(few, Few), few
+        assert np.array_equal(packed(layout, product, w.array), few.layout.pack(w.array))
+
+
+def test_where_pairs_of_rows_may_have_one_that_does_not_count_there_is_no_such_kernel() -> None:
+    """A position of several rows, some of which may be padding, and images of a batch."""
+    count = placeholder("count", Type("int32", (1,)))
+    x = placeholder("x", Type("float32", (1, 40, 3, 24)))
+    root = make("matmul", x, constant(normal((24, 128), 7), "w"))
+    region = region_of(Graph((x,), (root,), ("y",)), root)
+    assert isinstance(strassen(replace(region, inputs=(*region.inputs, count)), device(BEST)), Skip)
+    sizes = [placeholder(n, Type("int32", (1,))) for n in ("height", "width")]
+    for images in (1, 2):
+        x = placeholder("x", Type("float32", (images, 9, 5, 24)))
+        root = make("conv", x, constant(normal((1, 1, 24, 128), 7), "w"))
+        region = region_of(Graph((x,), (root,), ("y",)), root)
+        region = replace(region, inputs=(*region.inputs, *sizes), least=(1, 1))
+        assert isinstance(strassen(region, device(BEST)), Skip) == (images > 1)

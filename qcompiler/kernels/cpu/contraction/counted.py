@@ -35,12 +35,19 @@ class Tiles:
 
     @staticmethod
     def of(
-        b: Builder, largest: int, most: int, rows: Value, *, least: int = 1, few: bool = False
+        b: Builder,
+        largest: int,
+        most: int,
+        rows: Value,
+        *,
+        least: int = 1,
+        few: bool = False,
+        step: int = STEP,
     ) -> Tiles:
         """For `least` to `most` rows, in tiles of at most so many; of a `few` heights where there
-        are many rows in most runs, as images have.
+        are many rows in most runs, as images have, else of one every `step` rows.
         """
-        heights = heights_of(largest, least, few)
+        heights = heights_of(largest, least, few, step)
         rows = b.hold(rows, "rows")  # TVM would write all that follows in terms of it
         count = b.hold((rows + (largest - 1)) // largest, "tiles")
         high, low = tir.const(heights[0]), tir.const(heights[min(1, len(heights) - 1)])
@@ -67,16 +74,20 @@ class Tiles:
         short = tirx.Max(tile - self.tall, tir.const(0))
         return tile * self.high - short * (self.high - self.low)
 
+    def rows_in(self, tile: Value) -> Value:
+        """The rows of a tile."""
+        return tirx.Select(tile < self.tall, self.high, self.low)
+
     def at_most(self, row: Value, height: int) -> Value:
         """Where so many rows from one on begin in memory."""
         return tirx.Min(row, tir.const(self.most - height))
 
 
-def heights_of(largest: int, least: int, few: bool) -> tuple[int, ...]:
+def heights_of(largest: int, least: int, few: bool, step: int = STEP) -> tuple[int, ...]:
     """The heights of tiles that there is code for, from the largest down, where no run has fewer
     than `least` rows.
     """
-    known = [*range(largest, 1, -STEP), 1]
+    known = [*range(largest, 1, -step), 1]
     if few:
         known = sorted({largest, -(-largest * 5 // 8), -(-largest // 4), 1}, reverse=True)
     heights = [largest]

@@ -43,6 +43,18 @@ class Cut:
         """Of all pieces, in order."""
         return [self.size] * self.count + [self.size - 1] * self.rest
 
+    def start_of(self, piece: Value) -> Value:
+        """Where a piece begins."""
+        if not self.rest:
+            return piece * self.size
+        return piece * self.size - tirx.Max(piece - self.count, tir.const(0))
+
+    def size_of(self, piece: Value) -> Value:
+        """How long a piece is."""
+        if not self.rest:
+            return self.size
+        return tirx.Select(piece < self.count, tir.const(self.size), tir.const(self.size - 1))
+
     def runs(self) -> Iterator[tuple[int, int, int, int]]:
         """(first piece, pieces, size, where the first begins) of the runs of equal size."""
         yield 0, self.count, self.size, 0

@@ -244,11 +244,7 @@ class Task:
         cut = self.layout.units.cut
         if self.tiles is not None:
             return self.tiles.row_of(unit)
-        if not self.layout.units.whole:
-            return unit
-        if not cut.rest:
-            return unit * cut.size
-        return unit * cut.size - tirx.Max(unit - cut.count, tir.const(0))
+        return cut.start_of(unit) if self.layout.units.whole else unit
 
     def _tiles(self, block: Block, group: Value, right: Right, column: Value, run: Run) -> None:
         """All tiles of a block against one panel."""

@@ -17,19 +17,20 @@ for each task (a share of the rows, of the columns, or of both)
       after the last block of the depth: store(epilogue(C))
 
 Sums of B's quarters are made by the first tile of rows, on its way. Weights are stored once, in
-another order. Where instructions take a lane of a vector, the rows of left[product] are zipped
-(contraction/zipped.py). Sources: V. Strassen, "Gaussian elimination is not optimal", 1969; that
-packing may add: J. Huang and others, "Strassen's algorithm reloaded", 2016.
+panels as for eight products; runs of few rows multiply these (strassen_rows.py). Where instructions
+take a lane of a vector, the rows of left[product] are zipped (contraction/zipped.py). Sources: V.
+Strassen, "Gaussian elimination is not optimal", 1969; that packing may add: J. Huang and others,
+"Strassen's algorithm reloaded", 2016.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import add, sub
 
-import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
@@ -38,12 +39,13 @@ from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
 from qcompiler.kernels.cpu.code.loops import sweep
-from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
+from qcompiler.kernels.cpu.code.tir import Builder, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
-from qcompiler.kernels.cpu.contraction.loops import segment, share_of
+from qcompiler.kernels.cpu.contraction.loops import share_of
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
-from qcompiler.kernels.cpu.contraction.operands import Product, product_of
+from qcompiler.kernels.cpu.contraction.operands import Panels, Product, pack, product_of
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
+from qcompiler.kernels.cpu.contraction.tiled import Task as FewTask
 from qcompiler.kernels.cpu.contraction.zipped import over_steps, transposed
 from qcompiler.kernels.cpu.transformed.strassen_blocking import (
     PRODUCTS,
@@ -52,6 +54,7 @@ from qcompiler.kernels.cpu.transformed.strassen_blocking import (
     losses,
     tilings,
 )
+from qcompiler.kernels.cpu.transformed.strassen_rows import Few, Rows, few_of, positions
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 Terms = tuple[tuple[int, int], ...]
@@ -84,24 +87,26 @@ RESULT: tuple[Terms, ...] = (
 """Quarters of the result, of the seven products."""
 
 
-_PREFETCHED = {2: 0, 3: 1, 5: 2, 6: 3}
+_PREFETCHED = (0, 0, 0, 1, 2, 2, 3)
 """While a product sums quarters, it prefetches one of the next pair's panels."""
 
 
-@candidates("conv", "matmul")
+@candidates("conv", "matmul", version=2)
 def strassen(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Pairs of rows by vectors of columns in registers."""
     found = refuse(region) or _problem(region, device)
     if isinstance(found, Skip):
         return found
     product, problem = found
+    if region.extents and problem.rows != positions(region, problem):
+        return Skip("of a pair of rows, one may not count")
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     lost = losses(problem, product, device)
 
     def way(layout: Layout) -> Candidate:
         seconds = device.core.seconds(cycles(layout, product, device) * lost)
         build = partial(_emitted, region, device, product, layout)
-        return Candidate(layout.tiling, seconds, build, mixes_rows=True)
+        return Candidate(layout.tiling, seconds, build, mixes_rows=not region.extents)
 
     cuts = tilings(problem, product, device)
     return (way(Layout.of(problem, t, device.core, product)) for t in cuts)
@@ -137,37 +142,65 @@ def _problem(region: Region, device: Cpu) -> tuple[Product, Problem] | Skip:
     return replace(product, zipped=zipped), problem
 
 
-def _emitted(region: Region, device: Cpu, product: Product, layout: Layout) -> Kernel:
+def _emitted(region: Region, device: Cpu, product: Product, layout: Layout) -> Kernel | Skip:
     """What was decided -> the kernel."""
     p, t = layout.problem, layout.tiling
+    few = few_of(region, device, product, layout) if region.extents else None
+    if isinstance(few, Skip):
+        return few
     shape = f"{p.rows}x{p.width}x{p.depth}_{t.rows}x{layout.wide}"
-    d = Draft(f"{p.root.op}_strassen_{shape}", region, device)
-    memory = d.scratch("float32")
+    d = Draft(f"{p.root.op}_strassen_{shape}", region, device, packed=p.right)
+    d.scratch()
     with d.b.parallel(t.tasks) as task:
-        _Task(d, product, layout, memory, task).run()
+        _all_rows(d, product, layout, few, task)
+    size = layout.task_size * 4 * t.tasks
     made = d.kernel(
         tasks=t.tasks,
-        scratch_bytes=layout.task_size * 4 * t.tasks,
-        pack={region.inputs.index(p.right): partial(_packed, layout)},
-        in_place=in_place_candidates(region),
+        scratch_bytes=max(size, few.layout.scratch_bytes) if few else size,
+        pack={region.inputs.index(p.right): partial(packed, layout, product)},
+        in_place=() if few else in_place_candidates(region),  # few rows may be read again
         macs=p.macs,
     )
-    return replace(made, mixes_rows=True)
+    return replace(made, mixes_rows=not few)
 
 
-def _packed(layout: Layout, array: Array) -> Array:
-    """The right operand -> [pair][pass][quarter][depth][columns of the panel]."""
-    shape = (layout.passes, 2, layout.tiling.depth, layout.pairs, 2, -1)
-    matrix = layout.problem.matrices(array).reshape(shape)
-    return np.ascontiguousarray(matrix.transpose(3, 0, 1, 4, 2, 5)).reshape(-1)
+def _all_rows(d: Draft, product: Product, layout: Layout, few: Few | None, task: Value) -> None:
+    """A task's share of all rows that count, many or few."""
+    if few is None:
+        _Task(d, product, layout, Rows.of(layout, d, layout.problem.rows, 0), task).run()
+        return
+    rows, fewest = d.counted(layout.problem.rows, layout.problem.rows), few.fewest
+    if d.least(layout.problem.rows, layout.problem.rows) >= fewest:
+        _Task(d, product, layout, Rows.of(layout, d, rows, fewest), task).run()
+        return
+    with d.b.when(rows >= fewest):
+        _Task(d, product, layout, Rows.of(layout, d, rows, fewest), task).run()
+    with d.b.otherwise():
+        mine = d.scratch() + d.b.let(task * few.layout.task_bytes, "mine")
+        FewTask(d, few.layout, mine, task).run()
+
+
+def packed(layout: Layout, product: Product, array: Array) -> Array:
+    """The right operand -> its panels, one after the other, each [depth][columns]."""
+    panels = Panels.of(layout.problem.width, layout.lanes, layout.tiling.vectors)
+    return pack(layout.problem.matrices(array), product, panels)
+
+
+_Tiles = list[tuple[Value, Value, int]]
+"""(first, how many, pairs of rows in each) of the tiles of every height."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Units of rows from `first` up to `last`, in the nth pass over the depth."""
+    """`tiles` from `first` up to `last`, in the nth pass over the depth: `makers`, the first one,
+    makes sums of the right operand's quarters, which the `others` read.
+    """
 
     first: Value
     last: Value
+    tiles: _Tiles
+    makers: _Tiles
+    others: _Tiles
     nth: Value
 
 
@@ -183,18 +216,18 @@ class _Pair:
 class _Task:
     """The code of one task while it is emitted."""
 
-    def __init__(
-        self, d: Draft, product: Product, layout: Layout, memory: Pointer, task: Value
-    ) -> None:
+    def __init__(self, d: Draft, product: Product, layout: Layout, rows: Rows, task: Value) -> None:
         self.d, self.b, self.m, self.product, self.layout = d, d.b, d.m, product, layout
         self.problem, self.lanes, self.wide = layout.problem, layout.lanes, layout.wide
-        self.depth, self.cut = layout.tiling.depth, layout.cut
-        self.x, self.w = (d.pointers[i] for i in d.root.operands[:2])
+        self.depth, self.rows = layout.tiling.depth, rows
+        left, right = d.root.operands[:2]
+        self.x, self.w = d.pointers[left], d.pointers[right].view("float32")
+        memory = d.scratch("float32")
         mine = d.b.let(task * layout.task_size, "mine")
         self.left = memory + mine
         self.right = memory + d.b.let(mine + PRODUCTS * layout.left_step, "right")
         self.sums = memory + d.b.let(mine + layout.sums_at, "sums")
-        self.epilogue = d.epilogue
+        self.epilogue = d.writing()
         self.task = task
 
     # -- loops
@@ -203,51 +236,59 @@ class _Task:
         """All blocks of the task."""
         b, t = self.b, self.layout.tiling
         row_task, column_task = self.task // t.column_tasks, self.task % t.column_tasks
-        begin, end = share_of(b, self.cut.pieces, row_task, t.row_tasks)
+        begin, end = share_of(b, self.rows.tiles, row_task, t.row_tasks)
         first_pair, last_pair = share_of(b, self.layout.pairs, column_task, t.column_tasks)
         blocks = b.let(tirx.floordiv(tir.const(0) + end - begin + (t.block - 1), t.block), "blocks")
         with b.serial(blocks, "block") as i:
             first = b.let(begin + i * t.block, "first")
             last = b.let(tirx.Min(first + t.block, tir.const(0) + end), "last")
+            second = b.let(first + 1, "second")
+            makers, others = self._between(first, second), self._between(second, last)
+            tiles = self._between(first, last)
             with b.serial(self.layout.passes, "pass") as nth:
-                block = _Block(first, last, nth)
-                for start, count, rows, at in self.cut.runs():
-                    with segment(b, (first, last), start, count, "unit") as unit:
-                        slot, row = self._place(block, unit, start, rows, at)
-                        if self.product.zipped:
-                            self._zip(block, slot, row, rows)
-                        else:
-                            self._rows(slot, row, rows, partial(self._spread, block))
+                block = _Block(first, last, tiles, makers, others, nth)
+                if self.product.zipped:
+                    self._zip(block)
+                else:
+                    self._rows(block, partial(self._spread, block))
                 with b.serial(last_pair - first_pair, "pair") as i:
                     number = b.let(first_pair + i, "pair")
                     pair = _Pair(block, number, b.let(i * self.layout.pair_step, "here"))
-                    for product in range(PRODUCTS):
+                    with b.serial(PRODUCTS, "product") as product:
                         self._multiply(pair, product)
+                    self._finish(pair)
 
-    def _rows(self, slot: Value, row: Value, rows: int, body: Callable[..., None]) -> None:
-        """body(slot, pair of rows, how many of them there are) for a tile's pairs of rows."""
-        b, whole = self.b, self.problem.rows // 2
-        count: Value = rows
-        if self.problem.rows % 2:
-            count = b.let(tirx.Min(tir.const(rows), whole - row), "whole")
-        with b.serial(count, "r") as r:
-            body(b.let(slot + r, "slot"), b.let(row + r, "row"), 2)
-        if self.problem.rows % 2:
-            with b.when(row + rows > whole):
-                body(b.let(slot + count, "slot"), tir.const(whole), 1)
+    def _between(self, first: Value, last: Value) -> _Tiles:
+        """Tiles from one up to another, by their heights."""
+        b, found = self.b, list[tuple[Value, Value, int]]()
+        for start, count, rows, _ in self.rows.runs:
+            low = b.hold(tirx.Max(first, tir.const(0) + start), "low")
+            high = tirx.Min(last, tir.const(0) + start + count)
+            found.append((low, b.hold(high - low, "tiles"), rows))
+        return found
 
-    def _place(
-        self, block: _Block, unit: Value, start: int, rows: int, at: int
-    ) -> tuple[Value, Value]:
-        """A tile of a run -> its first slot of the block, and its first pair of rows."""
-        slot = self.b.let((unit - block.first) * self.cut.size, "slot")
-        return slot, self.b.let((unit - start) * rows + at, "row")
+    def _rows(self, block: _Block, body: Callable[..., None]) -> None:
+        """body(slot, pair of rows, how many of them there are) for a block's pairs of rows."""
+        b, whole = self.b, self.rows.whole
+        with b.serial(block.last - block.first, "tile", block.first) as tile:
+            row, rows = b.let(self.rows.row_of(tile), "row"), self.rows.in_tile(tile)
+            slot = b.let((tile - block.first) * self.layout.cut.size, "slot")
+            if self.rows.odd:
+                rows = b.let(tirx.Max(tirx.Min(rows, whole - row), tir.const(0)), "rows")
+            with b.serial(rows, "r") as r:
+                body(b.let(slot + r, "slot"), b.let(row + r, "row"), 2)
+        if self.rows.odd:
+            with b.when(tirx.EQ(block.last, self.rows.tiles)):
+                last = b.let(tir.const(0) + self.rows.tiles - 1, "last")
+                slot = (last - block.first) * self.layout.cut.size - self.rows.row_of(last)
+                with b.when(self.rows.pairs > self.rows.whole):
+                    body(b.let(slot + whole, "slot"), tir.const(0) + whole, 1)
 
     def _spread(self, block: _Block, slot: Value, row: Value, there: int) -> None:
         """A pair of rows -> what the seven products multiply; a row that is not there is zero."""
         b, p = self.b, self.problem
-        start = b.let(row * (2 * p.depth) + block.nth * (2 * self.depth), "start")
-        target = b.let(slot * self.layout.row_step, "target")
+        start = _long(b, row * (2 * p.depth) + block.nth * (2 * self.depth))
+        target = _long(b, slot * self.layout.row_step)
 
         def vector(k: Value, count: int) -> None:
             at = b.let(start + k, "at")
@@ -263,106 +304,121 @@ class _Task:
 
         sweep(b, self.depth, self.lanes, vector)
 
-    def _zip(self, block: _Block, slot: Value, row: Value, rows: int) -> None:
-        """A tile's pairs of rows -> the same of all of them, side by side for every step; a row
-        that is not there is the one before.
-        """
-        b, p, product = self.b, self.problem, self.product
-        together, groups = product.together, product.lefts(rows)
+    def _zip(self, block: _Block) -> None:
+        """The same of the pairs of rows of each tile, side by side for every step."""
+        b = self.b
+        for first, count, rows in block.tiles:
+            groups = self.product.lefts(rows)
+            with b.serial(count, "tile", first) as tile, b.serial(groups, "group") as group:
+                slot = b.let((tile - block.first) * self.layout.cut.size, "slot")
+                row = b.let(self.rows.row_of(tile), "row")
+                self._zip_some(block, slot, row, rows, group)
 
-        with b.serial(groups, "group") as group:
-            target = b.let(slot * self.layout.row_step + group * together, "target")
-            pairs = [group * together + i for i in range(together)]
-            if rows % together:
-                pairs = [tirx.Min(i, tir.const(rows - 1)) for i in pairs]
-            lines = [[(row + i) * 2 + y for y in range(2)] for i in pairs]
-            if p.rows % 2:
-                lines = [[tirx.Min(y, tir.const(p.rows - 1)) for y in two] for two in lines]
-            starts = [
-                [b.let(y * p.depth + block.nth * (2 * self.depth), "start") for y in two]
-                for two in lines
-            ]
+    def _zip_some(self, block: _Block, slot: Value, row: Value, rows: int, group: Value) -> None:
+        """A group of a tile's pairs of rows; one that is not there is the last that is."""
+        b, p, lanes, together = self.b, self.problem, self.lanes, self.product.together
+        groups = self.product.lefts(rows)
+        target = _long(b, slot * self.layout.row_step + group * together)
+        pairs = [group * together + i for i in range(together)]
+        if rows % together:
+            pairs = [tirx.Min(i, tir.const(rows - 1)) for i in pairs]
+        lines = [[(row + i) * 2 + y for i in pairs] for y in range(2)]
+        if self.rows.odd:
+            end = self.rows.whole + self.rows.pairs
+            lines = [[tirx.Min(y, tir.const(0) + end - 1) for y in some] for some in lines]
+        starts = [
+            [_long(b, y * p.depth + block.nth * (2 * self.depth)) for y in some] for some in lines
+        ]
 
-            def vectors(k: Value) -> None:
-                quarters = [
-                    transposed(
-                        b,
-                        [
-                            b.let(self.x.load(two[y] + (x * self.depth + k), self.lanes), "row")
-                            for two in starts
-                        ],
-                        1,
-                    )
-                    for y in range(2)
-                    for x in range(2)
-                ]
-                for number, terms in enumerate(LEFT):
-                    for step in range(self.lanes):
-                        at = (k + step) * (groups * together) + number * self.layout.left_step
-                        here = [quarter[step] for quarter in quarters]
-                        self.left.store(target + at, _sum(terms, here.__getitem__))
+        def quarter(nth: int, k: Value) -> list[Value]:
+            """Of all pairs, the values of each of as many steps as there are lanes."""
+            y, x = divmod(nth, 2)
+            loads = [self.x.load(at + (x * self.depth + k), lanes) for at in starts[y]]
+            return transposed(b, [b.let(row, "row") for row in loads], 1)
 
-            over_steps(b, self.depth, self.lanes, vectors)
+        def vectors(k: Value) -> None:
+            quarters = [quarter(nth, k) for nth in range(4)]
+            for number, terms in enumerate(LEFT):
+                for step in range(lanes):
+                    at = (k + step) * (groups * together) + number * self.layout.left_step
+                    here = [values[step] for values in quarters]
+                    self.left.store(target + at, _sum(terms, here.__getitem__))
 
-    def _multiply(self, pair: _Pair, number: int) -> None:
-        """One product of a block and a pair of panels."""
-        b, terms, block, zipped = self.b, RIGHT[number], pair.block, self.product.zipped
-        quarter = self.depth * self.wide
-        at = b.let((pair.nth * self.layout.passes + block.nth) * (4 * quarter), "panels")
-        panels = {q: self.w + (at + q * quarter) for q, _ in terms}
+        over_steps(b, self.depth, lanes, vectors)
+
+    def _multiply(self, pair: _Pair, number: Value) -> None:
+        """One product of a block and a pair of panels: by a quarter, or by a sum of two."""
+        b, block, lanes = self.b, pair.block, self.lanes
+        half, panel = self.depth * self.wide, self.problem.depth * self.wide
+        at = b.let(pair.nth * (2 * panel) + block.nth * (2 * half), "panels")
+
+        def quarter(places: Sequence[int]) -> Value:
+            """Where that of a product begins."""
+            return b.hold(at + _nth([p // 2 * half + p % 2 * panel for p in places], number))
+
+        zipped = self.product.zipped
+        one, other = (self.w + quarter([terms[i][0] for terms in RIGHT]) for i in (0, -1))
         if zipped:  # vectors at far offsets from one pointer would not be loaded in pairs
-            panels = {q: b.again(panel) for q, panel in panels.items()}
+            one, other = b.again(one), b.again(other)
+        sign = _nth([terms[1][1] if len(terms) > 1 else 0 for terms in RIGHT], number)
+        later = b.hold(quarter(_PREFETCHED) + 2 * panel, "later")  # the next pair's panels
 
-        def whole(step: Value, v: int) -> Value:
-            return panels[terms[0][0]].load(step * self.wide + v * self.lanes, self.lanes)
-
-        def made(step: Value, v: int) -> Value:
-            return self.right.load(step * self.wide + v * self.lanes, self.lanes)
-
-        prefetched = _PREFETCHED.get(number)
-        later = 4 * quarter * self.layout.passes  # where the next pair's panels are
-
-        def make(step: Value, v: int) -> Value:
-            where = b.let(step * self.wide + v * self.lanes, "where")
-            if prefetched is not None and v * self.lanes % self.layout.line == 0:
-                self.w.prefetch(at + (later + prefetched * quarter) + where, level=2)
-            value = b.let(_sum(terms, lambda q: panels[q].load(where, self.lanes)), "sum")
+        def make(join: Callable[[Value, Value], Value], step: Value, v: int) -> Value:
+            where = b.let(step * self.wide + v * lanes, "where")
+            if v * lanes % self.layout.line == 0:
+                self.w.prefetch(later + where, level=2)
+            value = b.let(join(one.load(where, lanes), other.load(where, lanes)), "sum")
             self.right.store(where, value)
             return value
 
-        if len(terms) == 1:
-            self._tiles(pair, number, (block.first, block.last), whole)
-            return
-        second = b.let(block.first + 1, "second")
-        self._tiles(pair, number, (block.first, second), make, apart=zipped)
-        self._tiles(pair, number, (second, block.last), made)
+        def made(step: Value, v: int) -> Value:
+            return self.right.load(step * self.wide + v * lanes, lanes)
+
+        def whole(step: Value, v: int) -> Value:
+            return one.load(step * self.wide + v * lanes, lanes)
+
+        # Without a sign there is but a quarter; where there are tiles of many heights, less code is
+        # better: then it is a sum of which nothing is the second part.
+        quarters = zipped or not self.rows.open
+        if quarters:
+            with b.when(tirx.EQ(sign, tir.const(0))):
+                self._tiles(pair, number, block.tiles, whole)
+        with b.otherwise() if quarters else nullcontext():
+            if zipped:  # there is no register left for the sign
+                with b.when(sign < 0):
+                    self._tiles(pair, number, block.makers, partial(make, sub), apart=True)
+                with b.otherwise():
+                    self._tiles(pair, number, block.makers, partial(make, add), apart=True)
+            else:
+                by = b.hold(tir.broadcast(tir.cast(sign, "float32"), lanes), "sign")
+                more = partial(make, lambda a, b: tir.fma(b, by, a))
+                self._tiles(pair, number, block.makers, more)
+            self._tiles(pair, number, block.others, made)
 
     def _tiles(
         self,
         pair: _Pair,
-        number: int,
-        span: tuple[Value, Value],
+        number: Value,
+        tiles: _Tiles,
         load: Callable[[Value, int], Value],
         *,
         apart: bool = False,
     ) -> None:
-        """A product's tiles: their sums, and behind the last product the output. `apart`: with
-        one step an iteration, which LLVM mixes with no other.
+        """A product's sums of tiles. `apart`: with one step an iteration, which LLVM mixes with no
+        other.
         """
-        b, vectors = self.b, self.layout.tiling.vectors
-        for start, count, rows, at in self.cut.runs():
-            with segment(b, span, start, count, "unit") as unit:
-                slot, row = self._place(pair.block, unit, start, rows, at)
+        b, vectors, block = self.b, self.layout.tiling.vectors, pair.block
+        for first, count, rows in tiles:
+            with b.serial(count, "tile", first) as tile:
+                slot = b.let((tile - block.first) * self.layout.cut.size, "slot")
                 offsets = tuple(r * self.layout.row_step for r in range(rows))
                 again = Builder.again if apart else None
                 left = Left(self.left, offsets, (), self.depth, guarded=False, again=again)
                 left = replace(left, zipped=self.product.zipped)
                 base = b.let(slot * self.layout.row_step + number * self.layout.left_step, "base")
                 made = sums(b, self.product, left, base, Right(vectors, load, unroll=int(apart)))
-                target = b.let(self._kept(pair, slot) + number * self.wide, "target")
-                self._keep(pair.block, made, target, rows)
-                if number == PRODUCTS - 1:
-                    self._finish(pair, slot, row, rows)
+                target = _long(b, self._kept(pair, slot) + number * self.wide)
+                self._keep(block, made, target, rows)
 
     def _kept(self, pair: _Pair, slot: Value) -> Value:
         """Where a pair of rows' products are."""
@@ -383,16 +439,16 @@ class _Task:
         for i, at in places:
             self.sums.store(at, made[i])
 
-    def _finish(self, pair: _Pair, slot: Value, row: Value, rows: int) -> None:
-        """A tile's part of the output, once its products are whole."""
+    def _finish(self, pair: _Pair) -> None:
+        """A block's part of the output, once its products are whole."""
         last = self.layout.passes - 1
         with self.b.when(tirx.EQ(pair.block.nth, last)) if last else nullcontext():
-            self._rows(slot, row, rows, partial(self._gather, pair))
+            self._rows(pair.block, partial(self._gather, pair))
 
     def _gather(self, pair: _Pair, slot: Value, row: Value, there: int) -> None:
         """The seven products of a pair of rows -> its parts of the output."""
         b, p = self.b, self.problem
-        at = b.let(self._kept(pair, slot), "at")
+        at = _long(b, self._kept(pair, slot))
         column = b.let(pair.nth * (2 * self.wide), "column")
         places = [b.let(row * 2 + y, "y") for y in range(there)]
         rows = [self.epilogue.row(y) for y in places]
@@ -410,6 +466,21 @@ class _Task:
                 value = b.let(_sum(RESULT[quarter], made.__getitem__), "sum")
                 vec = Vec(self.m, value, "float32", self.lanes)
                 self.d.put(self.epilogue, rows[y], places[y] * p.width + n, n, self.lanes, vec)
+
+
+def _long(b: Builder, place: Value) -> Value:
+    """64 bits: of a sum of 32 LLVM cannot always prove that it does not overflow, and then computes
+    an address for every vector.
+    """
+    return b.let(tir.cast(place, "int64"), "place")
+
+
+def _nth(values: Sequence[int], number: Value) -> Value:
+    """The value of a number."""
+    found: Value = tir.const(values[-1])
+    for i, value in reversed([*enumerate(values[:-1])]):
+        found = tirx.Select(tirx.EQ(number, tir.const(i)), tir.const(value), found)
+    return found
 
 
 def _sum(terms: Terms, part: Callable[[int], Value]) -> Value:

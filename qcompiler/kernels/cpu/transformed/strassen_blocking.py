@@ -14,8 +14,8 @@ from qcompiler.kernels.cpu.contraction.problem import Problem
 
 PRODUCTS = 7
 SUMS = 5
-"""Products of sums of the right operand's quarters: the first tile of a block reads two and writes
-one.
+"""As many products' first tiles in a block are longer: they read two quarters of the right operand
+and write their sum, those of one quarter nearly for nothing.
 """
 # Cycles of the reference core:
 SPREAD_CYCLES = 25.0  # a vector of each quarter of a pair of rows: loads, sums, seven stores
