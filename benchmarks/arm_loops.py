@@ -29,6 +29,7 @@ from qcompiler.options import Options, Watch
 
 CORES = {
     "raspberry_pi_3": "cortex-a53",
+    "raspberry_pi_4": "cortex-a72",
     "raspberry_pi_5": "cortex-a76",
     "graviton2": "neoverse-n1",
     "graviton3": "neoverse-v1",
@@ -37,6 +38,7 @@ CORES = {
 """Devices -> the name that LLVM has for their cores."""
 PRECISIONS = {
     "raspberry_pi_3": ("float32", "int8"),
+    "raspberry_pi_4": ("float32", "int8"),
     "raspberry_pi_5": ("float32", "int8"),
     "graviton2": ("float32", "int8"),
     "graviton3": ("float32", "int8", "bfloat16"),
