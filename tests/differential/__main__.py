@@ -18,11 +18,13 @@ from collections import Counter
 from pathlib import Path
 
 from . import damage, mutants
+from .changed import check_changed
 from .checks import Outcome, check
 from .generate import KINDS, Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
 from .pruned import check_pruned
+from .retyped import check_retyped
 from .shards import Job, Result, alone, done_before, results
 from .shrink import save, shrink
 
@@ -41,7 +43,7 @@ def main() -> int:
         "--kind",
         choices=(
             *("graphs", "passes", "open", "sizes", "pairs", "onnx", "artifact"),
-            *("pruned", "extreme", "extreme-odd"),
+            *("pruned", "extreme", "extreme-odd", "changed", "retyped"),
         ),
         default="graphs",
     )
@@ -111,7 +113,7 @@ def checked(case: Case, kind: str = "graphs") -> Result:
     """A case -> its result, as a log has it."""
     outcome: Outcome
     checks = {"open": check_opened, "sizes": check_sizes, "pairs": check_two_sizes}
-    checks["pruned"] = check_pruned
+    checks |= {"pruned": check_pruned, "changed": check_changed, "retyped": check_retyped}
     if kind in checks:
         outcome = checks[kind](case)
     else:

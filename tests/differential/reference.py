@@ -133,17 +133,22 @@ def references(
     for k in range(count):
         noise = _Noise(np.random.default_rng((7, k // 2)), 1.0 if k % 2 else -1.0, in_order)
         runs.append(_run(graph, feed, noise, exact, coarse))
+    filled = {"float32", "float64"}
+    filled |= {"bfloat16", "float16"} if any(map(_computes_narrow, graph.nodes)) else set()
     return {
-        name: Reference(value, _spread(value, [r[name] for r in runs], slack))
+        name: Reference(
+            value, _spread(value, [r[name] for r in runs], slack, value.dtype.name in filled)
+        )
         for name, value in plain.items()
     }
 
 
-def _spread(value: Array, runs: list[Array], slack: float) -> Array:
+def _spread(value: Array, runs: list[Array], slack: float, filled: bool) -> Array:
     """How far the runs lie from the value, with slack; infinite where they differ in kind.
 
     Errors of one element may happen to cancel in all runs, but not those of half a tensor: where
-    floats moved, each element is given at least what moved the middle one.
+    floats moved that were computed (`filled`), each element is given at least what moved the middle
+    one.
     """
     wide = value.astype(np.float64)
     bound = np.zeros(wide.shape)
@@ -154,11 +159,13 @@ def _spread(value: Array, runs: list[Array], slack: float) -> Array:
             far = np.where(same, 0.0, np.abs(other - wide))
             bound = np.maximum(bound, np.where(np.isnan(far), np.inf, far))
         moved = bound > 0
-        if value.dtype == np.float32 and moved.any():
+        if filled and moved.any():
             size = np.where(np.isfinite(wide), np.abs(wide), 0.0)
             middle = float(np.median(bound[moved]))
             share = float(np.median(bound[moved] / np.maximum(size[moved], 1e-30)))
-            bound = np.maximum(bound, np.maximum(middle, min(share, UNITS * 2.0**-23) * size))
+            bound = np.maximum(
+                bound, np.maximum(middle, min(share, 2 * _unit(value.dtype.name)) * size)
+            )
     return slack * bound
 
 
@@ -197,15 +204,17 @@ class _Noise:
         dtype = x.dtype.name
         if "float" not in dtype or x.size == 0:
             return x
-        unit = UNITS * 2.0**-24 if dtype in ("float32", "float64") else _step(dtype)
+        unit = _unit(dtype)
         wide = x.astype(np.float64)
         with np.errstate(all="ignore"):
             moved = wide + self.signs(x.shape) * unit * (np.abs(wide) + by)
             return np.where(np.isfinite(wide), moved, wide).astype(x.dtype)
 
 
-def _step(dtype: str) -> float:
-    """The relative step between two neighbours of a 16-bit float."""
+def _unit(dtype: str) -> float:
+    """The relative error that is made on purpose: of a 16-bit float the step to its neighbour."""
+    if dtype in ("float32", "float64"):
+        return UNITS * {"float32": 2.0**-24, "float64": 2.0**-53}[dtype]
     import ml_dtypes
 
     return 1.01 * float(ml_dtypes.finfo(numpy_dtype(dtype)).eps)
@@ -295,7 +304,15 @@ def _narrows(node: Node) -> bool:
     """Whether a computed value is rounded to a 16-bit float, or attention's weights to bytes."""
     if node.op == "attention":
         return node.operands[0].dtype == "int8"
-    return node.op == "Cast" and node.dtype in ("bfloat16", "float16")
+    if node.op == "Cast":
+        return node.dtype in ("bfloat16", "float16")
+    return _computes_narrow(node)
+
+
+def _computes_narrow(node: Node) -> bool:
+    """Whether an operator of 16-bit floats rounds what it computes, as in models of that dtype."""
+    narrow = any(t.dtype in ("bfloat16", "float16") for t in node.types)
+    return narrow and node.op not in EXACT | {"input", "constant", "item"}
 
 
 def _grain(node: Node) -> float:

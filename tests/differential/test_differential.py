@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,12 +16,14 @@ from qcompiler.onnx_io.reader import read
 from qcompiler.ops import make
 
 from . import damage, mutants
-from .checks import check, described, differs
+from .changed import check_changed
+from .checks import Outcome, check, described, differs
 from .generate import KINDS, Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
 from .pruned import check_pruned
 from .reference import references
+from .retyped import check_retyped
 from .shards import Result, alone, results
 from .shrink import save, shrink
 
@@ -109,6 +112,23 @@ def test_parameters_at_the_ends_of_their_ranges_mean_what_they_say(kind: str) ->
 @pytest.mark.filterwarnings("ignore")
 def test_artifacts_of_pruned_models_do_what_is_left_of_them() -> None:
     ended = [(i, check_pruned(generate(i, "pruned"))) for i in range(9)]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_written_in_another_way_means_the_same() -> None:
+    outcome = check_changed(generate(12, "small"))
+    assert not outcome.faults
+    assert not outcome.refused
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("check_case", [check_changed, check_retyped])
+def test_models_written_in_other_ways_and_dtypes_do_what_they_mean(
+    check_case: Callable[[Case], Outcome],
+) -> None:
+    ended = [(seed, check_case(generate(seed))) for seed in range(6)]
     assert not [(seed, o.faults) for seed, o in ended if o.faults]
 
 
