@@ -39,7 +39,7 @@ def _normalized(x: Numbers, axes: tuple[int, ...], epsilon: float) -> tuple[Numb
     """-> (x - mean) / sqrt(variance + epsilon), mean, and the reciprocal of that root."""
     mean = mean_over(x, axes)
     centred = x - mean
-    inverse = 1 / np.sqrt(mean_over(centred * centred, axes) + np.float32(epsilon))
+    inverse = 1 / np.sqrt(mean_over(centred * centred, axes) + x.dtype.type(epsilon))
     return centred * inverse.astype(x.dtype), mean, inverse.astype(x.dtype)
 
 
@@ -47,7 +47,8 @@ def _normalized(x: Numbers, axes: tuple[int, ...], epsilon: float) -> tuple[Numb
 def batch_normalization(
     node: Node, x: Numbers, scale: Numbers, bias: Numbers, mean: Numbers, variance: Numbers
 ) -> Numbers:
-    factor = _wide(scale) / np.sqrt(_wide(variance) + np.float32(node.float("epsilon")))
+    spread = _wide(variance)
+    factor = _wide(scale) / np.sqrt(spread + spread.dtype.type(node.float("epsilon")))
     centred = _wide(x) - _each_channel(mean, x)
     return (centred * _each_channel(factor, x) + _each_channel(bias, x)).astype(x.dtype)
 
@@ -102,7 +103,7 @@ def _scales_fit(node: Node, shape: tuple[Dim, ...]) -> None:
 def rms_normalization(node: Node, x: Numbers, scale: Numbers) -> Numbers:
     wide = _wide(x)
     square = mean_over(wide * wide, _from(node, x.ndim))
-    inverse = 1 / np.sqrt(square + np.float32(node.float("epsilon")))
+    inverse = 1 / np.sqrt(square + square.dtype.type(node.float("epsilon")))
     return np.asarray(wide * inverse * _wide(scale)).astype(x.dtype)
 
 
@@ -151,8 +152,9 @@ def lrn(node: Node, x: Numbers) -> Numbers:
     widths = [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)]
     squares = np.pad(wide * wide, widths)
     total = sum(squares[:, i : i + x.shape[1]] for i in range(min(size, squares.shape[1])))
-    base = total * np.float32(node.float("alpha") / size) + np.float32(node.float("bias"))
-    return np.asarray(wide / base ** np.float32(node.float("beta"))).astype(x.dtype)
+    own = wide.dtype.type
+    base = total * own(node.float("alpha") / size) + own(node.float("bias"))
+    return np.asarray(wide / base ** own(node.float("beta"))).astype(x.dtype)
 
 
 @typed(lrn)
@@ -189,7 +191,7 @@ def mean_variance_normalization(node: Node, x: Numbers) -> Numbers:
     axes = axes_of(node.ints("axes"), x.ndim)
     centred = wide - mean_over(wide, axes)
     deviation = np.sqrt(mean_over(centred * centred, axes))
-    return np.asarray(centred / (deviation + np.float32(1e-9))).astype(x.dtype)
+    return np.asarray(centred / (deviation + deviation.dtype.type(1e-9))).astype(x.dtype)
 
 
 @typed(mean_variance_normalization)

@@ -16,7 +16,7 @@ MODEL = """
         => (double[2, 6, 5, 9] layer, double[2, 6, 5, 9] rms, double[2, 6, 5, 9] softmax,
             double[2, 6, 5, 9] beside, double[2, 6, 5, 9] logarithm, double[2, 6, 5, 9] batch,
             double[2, 6, 3, 7] pool, double[1, 6, 3, 3] grid,
-            double[2, 6, 5, 9] attention) {
+            double[2, 6, 5, 9] attention, double[2, 6, 5, 9] local) {
         layer = LayerNormalization (x, s)
         rms = RMSNormalization (x, s)
         softmax = Softmax (x)
@@ -29,6 +29,7 @@ MODEL = """
         sample = Slice (x, zero, one, zero)
         grid = GridSample (sample, g)
         attention = Attention (x, x, x)
+        local = LRN <size = 3, alpha = 0.3> (x)
     }
 """
 
