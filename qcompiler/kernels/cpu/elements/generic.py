@@ -25,7 +25,6 @@ from qcompiler.kernels.cpu.code.epilogue import Fused, Walk, load, read_by, step
 from qcompiler.kernels.cpu.code.loops import indices, share, shared_seconds, tasks
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
-from qcompiler.kernels.cpu.moves.indexing import first_row
 from qcompiler.kernels.registry import (
     Candidate,
     Fixed,
@@ -376,6 +375,18 @@ def _reverse_sequence(e: Elements, place: Place) -> Vec:
     back = tirx.Select(place[time] < length, length - 1 - place[time], place[time])
     source[time] = e.b.let(back)
     return e.x(source)
+
+
+def first_row(d: Draft, starts: Node, sample: Value, size: int, count: int) -> Value:
+    """Where TensorScatter begins to write `count` rows of a sample in `size`: inside, if they go
+    round; else no farther outside than needed for none to lie inside.
+    """
+    given = d.b.let(d.pointers[starts].load(sample))
+    if d.root.str("mode") == "circular":
+        return d.b.let(
+            tir.cast(tirx.floormod(given, tir.cast(tir.const(size), starts.dtype)), "int32")
+        )
+    return d.b.let(tir.bounded(given, -count, size))
 
 
 @means("TensorScatter")

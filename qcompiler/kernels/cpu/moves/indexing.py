@@ -26,6 +26,7 @@ from qcompiler.kernels.cpu.code.loops import first_of, indices, share, sweep, ta
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.elements.elementwise import nanoseconds
+from qcompiler.kernels.cpu.elements.generic import first_row
 from qcompiler.kernels.cpu.moves.views import merge, moved_by
 from qcompiler.kernels.registry import Kernel, Region, kernel
 
@@ -187,18 +188,6 @@ def wrapped(d: Draft, places: Node, offset: Value, size: int) -> Value:
     given = d.b.let(d.pointers[places].load(offset))
     found = d.b.let(tir.bounded(given, -size, size - 1))
     return d.b.let(tirx.Select(found < 0, found + size, found))
-
-
-def first_row(d: Draft, starts: Node, sample: Value, size: int, count: int) -> Value:
-    """Where TensorScatter begins to write `count` rows of a sample in `size`: inside, if they go
-    round; else no farther outside than needed for none to lie inside.
-    """
-    given = d.b.let(d.pointers[starts].load(sample))
-    if d.root.str("mode") == "circular":
-        return d.b.let(
-            tir.cast(tirx.floormod(given, tir.cast(tir.const(size), starts.dtype)), "int32")
-        )
-    return d.b.let(tir.bounded(given, -count, size))
 
 
 # Scatter.
