@@ -55,6 +55,9 @@ class Frames:
             n.name.removeprefix(SIZE): n for n in graph.inputs if n.name.startswith(SIZE)
         }
         named = {s.name: str(in_types(s.name, s.low, s.step)) for s in opened.inner if s.low}
+        for name, size in named.items():  # a size with a step is told by its name
+            if name in self.sizes:
+                self.sizes.setdefault(size, self.sizes[name])
         self._ranges = {s.name: (s.low, s.high) for s in opened.inner}
         self._top: dict[str, int] = {}
         self.of: dict[Node, Frame] = {}

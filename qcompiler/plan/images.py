@@ -19,12 +19,14 @@ import numpy as np
 from qcompiler.ir import Dim, Graph, Node, constant
 from qcompiler.ops import is_elementwise, make
 from qcompiler.ops.quantized import TABLES
-from qcompiler.plan.counted import SUMS, Extents, axes_of
+from qcompiler.plan.counted import SUMS, Extents, axes_of, sliced_axes
 from qcompiler.plan.frames import WINDOWS, Frame, Frames, Spread, spread
 from qcompiler.rewrite.matching import perm_of, reshaped
 
 PICKED = ("Resize", "Slice")
 """Operators that take pixels of images as they are."""
+
+_LAST = (0, 2, 3, 1)
 
 FEW = 4
 """Images of so many channels are taken from planes as they are laid."""
@@ -62,6 +64,7 @@ class _Laying:
         self.origin: dict[Node, Node] = {}
         self._sizes: dict[tuple[Dim, Dim], Extents] = {}
         self._laid: dict[object, Node] = {}
+        self._lasts: dict[Node, Node] = {}
         for node in graph.nodes:
             self._see(node)
 
@@ -144,13 +147,48 @@ class _Laying:
         if node not in self.dense:
             frame = self.frames.of.get(node) or frame
             assert frame is not None
-            self._keep(node, self._moved(self._bare(node), frame, back=False), frame)
+            bare = self._shown(node)
+            turned = self._turned(bare.operands[0]) if _channels_go_last(bare) else None
+            made = turned or self._moved(self._bare(node), frame, back=False)
+            self._keep(node, made, frame)
         return self.dense[node]
+
+    def _turned(self, planes: Node) -> Node | None:
+        """Planes that are joined by their channels, or every n-th row and column of some, as images
+        of a run's own whose channels are last; None for others.
+        """
+        planes = self._shown(planes)
+        frame = self.frames.of.get(planes)
+        if frame is None or frame.axis != 2 or planes.type.rank != 4 or planes in self.refused:
+            return None
+        alike = all(self.frames.of.get(n) == frame for n in planes.operands)
+        if planes.op == "Concat" and planes.int("axis") % 4 == 1 and alike:
+            return make("Concat", *map(self._last, planes.operands), axis=3)
+        axes = sliced_axes(planes) if planes.op == "Slice" else None
+        if not axes or not set(axes) <= {2, 3}:
+            return None
+        x, start, end, _, *steps = planes.inputs
+        assert x is not None
+        along = constant(np.array(axes, np.int64) - 1)
+        return make("Slice", self._last(x), start, end, along, *steps)
+
+    def _last(self, planes: Node) -> Node:
+        """Planes as images of a run's own whose channels are last."""
+        if planes not in self._lasts:
+            frame = self.frames.of[planes]
+            bare = make("Transpose", self._bare(planes), perm=_LAST)
+            made = self._turned(planes) or self._moved(bare, frame, back=False)
+            self._lasts[planes], self.extents[made] = made, self._of(frame)
+            self.origin[made] = planes
+        return self._lasts[planes]
+
+    def _shown(self, node: Node) -> Node:
+        """A value of which nothing is hidden that is outside of its frame."""
+        return self._shown(node.operands[1]) if node in self.frames.hidden else node
 
     def _bare(self, node: Node) -> Node:
         """A padded image, of which it does not matter what is outside."""
-        if node in self.frames.hidden:
-            return self._bare(node.operands[1])
+        node = self._shown(node)
         if node.op == "Transpose" and node.operands[0] in self.frames.hidden:
             return make("Transpose", self._bare(node.operands[0]), perm=perm_of(node))
         return self._padded(node)
@@ -172,8 +210,7 @@ class _Laying:
         """Images laid the other way."""
         key = (x, frame.sizes, back)
         if key not in self._laid:
-            planar = x.op == "Transpose" and tuple(perm_of(x)) == (0, 2, 3, 1) and not back
-            planar = planar and x.type.dims[3] <= FEW
+            planar = _channels_go_last(x) and not back and x.type.dims[3] <= FEW
             source = x.operands[0] if planar else x
             pixels = make("lay", source, *self._of(frame).sizes, back=int(back), planar=int(planar))
             self._laid[key] = reshaped(pixels, x.type.dims, x.name)
@@ -190,6 +227,11 @@ class _Laying:
             )
             self._sizes[frame.sizes] = Extents((height, width), self.frames.least(frame))
         return self._sizes[frame.sizes]
+
+
+def _channels_go_last(node: Node) -> bool:
+    """Are planes made images whose channels are last?"""
+    return node.op == "Transpose" and tuple(perm_of(node)) == _LAST
 
 
 def _is_flat(operand: Node) -> bool:

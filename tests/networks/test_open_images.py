@@ -80,6 +80,14 @@ IMAGES = {
         nearest_mode="floor">(x2, , twice) r1 = Resize<mode="nearest">(x1, , twice)
         r2 = Concat<axis=1>(r0, r1) r3 = Relu(r2)
         z = Conv<pads=[1,1,1,1], strides=[2,2]>(r3, c) }""",
+    "planes picked and joined": """(float[1,3,h,w] x) => (float[1,16,m,n] y, float[1,3,m,n] z)
+        <float[16,9,3,3] a = {@1296}, int64[1] first = {0}, int64[2] both = {0,0},
+        int64[1] end = {9223372036854775807}, int64[1] by = {2}, int64[2] steps = {2,2},
+        int64[2] ends = {9223372036854775807,9223372036854775807}, int64[1] rows = {2},
+        int64[1] columns = {3}, int64[2] axes = {3,2}> {
+        p0 = Slice(x, first, end, rows, by) p1 = Slice(p0, first, end, columns, by)
+        p2 = Slice(x, both, ends, axes, steps) p3 = Concat<axis=1>(p1, p2, p1)
+        y = Conv<pads=[1,1,1,1]>(p3, a) z = Relu(p1) }""",
     "up and beside what was there": """(float[2,3,h,w] x) => (float[2,3,h,w] y)
         <float[16,3,3,3] a = {@432}, float[16,16,3,3] d = {@2304}, float[16,8,2,2] u = {@512},
         float[8] b = {@8}, float[8,8,3,3] f = {@576}, float[3,24,3,3] e = {@648}> {
@@ -146,6 +154,7 @@ def compilation(name: str, **options: Any) -> Compilation:
             *("Concat", "Concat", "Resize", "Resize", "Slice", "Slice"),
             *("conv", "conv", "conv", "elementwise"),
         ],
+        "planes picked and joined": ["Concat", "Slice", "Slice", "Slice", "conv"],
         "joined with what is not an image": ["Concat", "conv", "conv", "elementwise"],
         "up and beside what was there": ["Concat", *["conv"] * 5, "depth_to_space"],
     }.items(),
