@@ -222,6 +222,10 @@ EXTENT = "extent: "
 where data decide it: a caller gets that one cut to this size."""
 
 
+SELECTED = "sizes decided by data"
+"""The note of a graph whose values have room for the most that data may select."""
+
+
 SIZE = "size: "
 """Begins the name of an input, int32[1], that no caller gives: the rest of the name is an
 expression of open sizes, whose value in a run, 1 or more, it is."""

@@ -165,7 +165,7 @@ class Candidate:
     seconds: float
     build: Callable[[], Kernel | Skip]
     mixes_rows: bool = False
-    """As the kernel."""
+    """As the kernel; also said of one that is told which rows count."""
 
 
 Ways = Callable[[Region, Any], Iterable[Candidate] | Skip]

@@ -30,7 +30,7 @@ from onnx import (
 
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
-from qcompiler.ir import CHECK, Dim, Graph, Node, Type, constant, placeholder
+from qcompiler.ir import CHECK, SELECTED, Dim, Graph, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import with_open_sizes
 
 # Importing them registers their adapters.
@@ -216,6 +216,8 @@ class _Reader:
             "producer": f"{self.model.producer_name} {self.model.producer_version}".strip(),
             "opset": ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(self.opsets.items())),
         }
+        if self.bounds.counts:
+            notes[SELECTED] = "yes"
         pairs += self.bounds.extents(pairs)
         pairs += [(CHECK + what, node) for what, node in self.checks.made.items()]
         names, nodes = (tuple(side) for side in zip(*pairs, strict=True))

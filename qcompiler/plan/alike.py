@@ -62,7 +62,9 @@ class Alike:
         device = self.chooser.device
         one = sealed(region, device)
         every = (Offer(g.name, c) for g in asked(one, device) for c in offered(g, one, device))
-        near = [o for o in every if o.candidate.seconds <= seconds and not o.candidate.mixes_rows]
+        near = [o for o in every if o.candidate.seconds <= seconds]
+        if self.chooser.keeps_rows(region):
+            near = [o for o in near if not o.candidate.mixes_rows]
         return sorted(near, key=lambda o: o.candidate.seconds)[:MOST]
 
 

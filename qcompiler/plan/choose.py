@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import SIZE, Graph, Node
+from qcompiler.ir import SELECTED, SIZE, Graph, Node
 from qcompiler.ir.refusals import Reasons, missing
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Decision, Kernel, Records, Region, choose
@@ -21,12 +21,12 @@ kernels of their own."""
 
 
 class Chooser:
-    """Regions -> kernels; regions of equal keys share one. `padded`: sizes are open, and rows that
-    do not count may hold anything, which must not show in others.
-    """
+    """The regions of a graph -> kernels; regions of equal keys share one."""
 
-    def __init__(self, device: Device, records: Records | None, *, padded: bool = False) -> None:
-        self.device, self.records, self.padded = device, records, padded
+    def __init__(self, device: Device, records: Records | None, graph: Graph) -> None:
+        self.device, self.records = device, records
+        self.padded = any(n.name.startswith(SIZE) for n in graph.inputs)
+        self.selected = SELECTED in graph.notes
         self.known: dict[str, Decision] = {}
         self.single: dict[str, Decision] = {}
         self.names: dict[str, int] = {}
@@ -57,14 +57,22 @@ class Chooser:
         """The kernel of a region with extents, if there is one that ends where they say."""
         handed = sealed(region, self.device)
         if handed.key not in self.known:
-            how = choose(handed, self.device, self.records, apart=self.padded, counted=True)
+            apart = self.keeps_rows(handed)
+            how = choose(handed, self.device, self.records, apart=apart, counted=True)
             self.known[handed.key] = self.named(how)
         how = self.known[handed.key]
         return how if isinstance(how.kernel, Kernel) else None
 
+    def keeps_rows(self, region: Region) -> bool:
+        """May rows not show in others? Those that do not count in a run may hold anything; a kernel
+        that is told which of an open size count mixes no others, but it is not told what data
+        select.
+        """
+        return self.selected or (self.padded and not region.extents)
+
     def decide(self, region: Region, name: str) -> Decision:
         """A sealed region, and its name in reported skips -> its kernel."""
-        how = choose(region, self.device, self.records, apart=self.padded)
+        how = choose(region, self.device, self.records, apart=self.keeps_rows(region))
         self.skips.extend((name, generator, reason) for generator, reason in how.skips)
         if isinstance(how.kernel, Skip):
             log.info("%s: %s", name, how.kernel.reason)
@@ -76,7 +84,7 @@ class Chooser:
         handed = sealed(region, one)
         if handed.key not in self.single:
             ends = bool(region.extents)  # what does not count may be no number
-            how = choose(handed, one, apart=self.padded, counted=ends)
+            how = choose(handed, one, apart=self.keeps_rows(handed), counted=ends)
             self.single[handed.key] = self.named(how)
         return self.single[handed.key]
 
@@ -95,11 +103,6 @@ class Chooser:
         if self.missing:
             last = {step: reason for step, _, reason in self.skips}  # of the most general generator
             raise missing(list(dict.fromkeys(self.missing)), {**last, **reasons})
-
-
-def padded(graph: Graph) -> bool:
-    """Are there sizes that differ between runs?"""
-    return any(n.name.startswith(SIZE) for n in graph.inputs)
 
 
 def _maker(region: Region) -> Node:

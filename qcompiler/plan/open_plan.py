@@ -26,7 +26,7 @@ from qcompiler.onnx_io.dims import positive
 from qcompiler.plan.alike import Alike
 from qcompiler.plan.barriers import Slot
 from qcompiler.plan.branches import Branch, side_by_side
-from qcompiler.plan.choose import Chooser, padded
+from qcompiler.plan.choose import Chooser
 from qcompiler.plan.counted import Refused, ending, ending_share
 from qcompiler.plan.frames import Frames
 from qcompiler.plan.images import laid
@@ -116,7 +116,7 @@ def planned(
         device = one
 
     def made_for(device: Cpu) -> Plan:
-        chosen = Chooser(device, records, padded=padded(graphs[0][1]))
+        chosen = Chooser(device, records, graphs[0][1])
         if opened.inner:
             return _pinned(graphs[0][1], smaller, opened, chosen, progress, reasons)
         return _rounds(graphs, opened, chosen, progress, reasons)

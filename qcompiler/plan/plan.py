@@ -27,7 +27,7 @@ from qcompiler.kernels.registry import Decision, Kernel, Records, Region
 from qcompiler.plan.barriers import AFTER_ALL, Slot, Work, slots
 from qcompiler.plan.batches import apart, in_parts
 from qcompiler.plan.branches import Branch, side_by_side
-from qcompiler.plan.choose import Chooser, name_of, padded
+from qcompiler.plan.choose import Chooser, name_of
 from qcompiler.plan.guards import guards
 from qcompiler.plan.memory import Memory
 from qcompiler.plan.places import Place
@@ -218,7 +218,7 @@ def plan(
     if flat.loops and not isinstance(device, Cpu):
         what = f"{device.name} runs no loops in a plan"
         raise Error(what, hint="export the model with fewer iterations, or compile for a CPU")
-    chosen = Chooser(device, records, padded=padded(graph))
+    chosen = Chooser(device, records, graph)
     made: list[tuple[Region, Decision]] = []
     starts = [0]
     for i, region in enumerate(flat.regions):

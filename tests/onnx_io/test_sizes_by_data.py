@@ -169,6 +169,40 @@ def _renamed(lines: str, suffix: str) -> str:
     return re.sub(rf"\b({pattern})\b", rf"\1{suffix}", lines)
 
 
+@pytest.mark.parametrize("rows", ["256", "s"])
+def test_rows_that_are_not_selected_do_not_show_in_others(rows: str) -> None:
+    """Strassen's products mix two rows; they are chosen for the same product of all rows."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((512, 1536)).astype(np.float32)
+
+    def artifact(line: str) -> qcompiler.Artifact:
+        model = onnx.parser.parse_model(
+            f"""<ir_version: 8, opset_import: ["": 18]>
+            g (float[1,{rows},512] x, bool[{rows}] c) => (float[1,a,1536] y) {{ {line}
+            y = MatMul(r, w) }}"""
+        )
+        model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        dims = {"s": "1..256"} if rows == "s" else None
+        return qcompiler.compile(model, target="x86_avx2", threads=1, dims=dims)
+
+    def strassen(made: qcompiler.Artifact) -> bool:
+        (variant,) = made.manifest.variants
+        return any("strassen" in step.kernel for step in variant.steps)
+
+    every = "i = Constant<value_ints=[1]>() z = Cast<to=1>(c) u = Unsqueeze(z, i) r = Mul(x, u)"
+    assert strassen(artifact(every))
+    selecting = artifact("r = Compress<axis=1>(x, c)")
+    assert not strassen(selecting)
+    model = qcompiler.load(selecting)
+    for count in (1, 101, 255):
+        x = rng.standard_normal((1, 256, 512)).astype(np.float32)
+        kept = rng.permutation(256) < count
+        x[:, ~kept] = np.nan
+        y = model.run({"x": x, "c": kept})["y"]
+        np.testing.assert_allclose(y, x[:, kept] @ w, rtol=1e-4, atol=1e-3)
+
+
 def test_nothing_selected_leaves_nothing() -> None:
     given = {"x": np.ones((7, 3), np.float32), "z": np.zeros(7, np.float32)}
     for name, shape in {"joined": (7, 3), "flat": (0,), "best": (0,), "either": (7, 3)}.items():

@@ -106,7 +106,7 @@ def strassen(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     def way(layout: Layout) -> Candidate:
         seconds = device.core.seconds(cycles(layout, product, device) * lost)
         build = partial(_emitted, region, device, product, layout)
-        return Candidate(layout.tiling, seconds, build, mixes_rows=not region.extents)
+        return Candidate(layout.tiling, seconds, build, mixes_rows=True)
 
     cuts = tilings(problem, product, device)
     return (way(Layout.of(problem, t, device.core, product)) for t in cuts)
