@@ -181,7 +181,12 @@ def _cell(value: object) -> object:
 
 def inspect(a: Namespace) -> int:
     """Model or artifact -> its description."""
-    if _is_artifact(a.model):
+    artifact = _is_artifact(a.model)
+    for flag in ("explain", "dump"):
+        if getattr(a, flag, None) and (artifact or not a.plan):
+            what = f"--{flag} tells how a model is compiled"
+            raise Error(what, hint=f"an .onnx file and --plan: inspect MODEL.onnx --plan --{flag}")
+    if artifact:
         return _inspect_artifact(a, open_artifact(a.model))
     from qcompiler.cli.describing import inspect_model
 

@@ -174,6 +174,15 @@ def test_explain_tells_which_kernels_lost(say: Say, model: Path) -> None:
     assert all(c["seconds"] > 0 for c in weighed)
 
 
+@pytest.mark.parametrize("flags", [("--explain",), ("--dump", "stages")])
+def test_flags_of_compiling_say_that_nothing_is_compiled(
+    say: Say, model: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    assert f"--plan {flags[0]}" in say("inspect", model, *flags, code=1).err
+    say("compile", model, "--input-shape", "x=1x8", "-o", tmp_path / "a.qc")
+    say("inspect", tmp_path / "a.qc", "--plan", *flags, code=1)
+
+
 def test_explain_tells_why_rules_were_not_used(say: Say, model: Path, tmp_path: Path) -> None:
     words = ("compile", model, "--input-shape", "x=2x8", "-o", tmp_path / "a.qc", "--explain")
     assert "not used because" in say(*words).out
