@@ -26,8 +26,9 @@ import numpy as np
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Array, Node, numpy_dtype
-from qcompiler.kernels.cpu.contraction.operands import longest_run, product_of
+from qcompiler.kernels.cpu.contraction.operands import product_of
 from qcompiler.kernels.cpu.contraction.problem import problem_of
+from qcompiler.kernels.cpu.contraction.saturation import longest_run
 from qcompiler.kernels.cpu.windows.depthwise_filters import Shape, longest_chain, tame
 from qcompiler.kernels.region import NOTHING, Facts, Region
 from qcompiler.ops import OPERATORS, known_value

@@ -20,14 +20,13 @@ from qcompiler.kernels.cpu.contraction import blocking, direct
 from qcompiler.kernels.cpu.contraction.blocking import Tiling, prefetch_pace
 from qcompiler.kernels.cpu.contraction.operands import (
     Panels,
-    longest_run,
     pack,
     panel_bytes,
     product_of,
-    without_saturation,
 )
 from qcompiler.kernels.cpu.contraction.plain import plain
 from qcompiler.kernels.cpu.contraction.problem import problem_of
+from qcompiler.kernels.cpu.contraction.saturation import longest_run, without_saturation
 from qcompiler.kernels.cpu.contraction.tiled import tiled
 from qcompiler.kernels.registry import (
     Candidate,

@@ -39,9 +39,9 @@ from qcompiler.kernels.cpu.contraction.operands import (
     Run,
     product_of,
     tile_of,
-    without_saturation,
 )
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
+from qcompiler.kernels.cpu.contraction.saturation import without_saturation
 from qcompiler.kernels.cpu.contraction.tiled import Task, emitted
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 

@@ -4,10 +4,9 @@ The right operand is packed into panels of some vectors' width, each laid out in
 read: [panel][head][tap][k / step][vector][lane][step], depth and width filled up with zeros.
 
 A product that adds pairs in 16 bits and saturates there is made exact: weights are clipped so that
-no pair can, and the little that was cut off is multiplied on its own afterwards, from a list of
-leftovers that every panel's head points to: [vector][lane][step], then where in the left operand.
-Where weights are small enough that little is cut off even so, several pairs are added in 16 bits
-before they go on to 32.
+no pair can (saturation.py), and the little that was cut off is multiplied on its own afterwards,
+from a list of leftovers that every panel's head points to: [vector][lane][step], then where in the
+left operand.
 
 A product with short sums has its columns scaled, each by a power of two that a panel's head says.
 """
@@ -26,6 +25,7 @@ from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.contraction.loops import Cut
+from qcompiler.kernels.cpu.contraction.saturation import Limit, without_saturation
 from qcompiler.kernels.region import Region
 
 _SHORT = {
@@ -41,8 +41,6 @@ _SHORT = {
 _FLIP = 128
 _SHIFTS = {"int8": _FLIP, "uint8": -_FLIP}
 """Added to bytes to change their signedness."""
-_SAMPLE = 256  # columns that stand for all
-_BESIDE = 16  # columns of a usual panel
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Product:
     @property
     def limit(self) -> Limit:
         """What weights that meet in 16 bits may sum up to."""
-        most = self.mac.most if isinstance(self.mac, VectorMac) else _FLIP
+        most = self.mac.most if isinstance(self.mac, VectorMac) else Limit.most
         return Limit(most, self.left == "int8")
 
     @property
@@ -352,65 +350,6 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
             writer.panel(full[matrix, :, :, columns], kept[matrix, :, :, columns])
             first += vectors
     return writer.packed()
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What weights whose products are added in one 16-bit lane may sum up to: by bytes without a
-    sign (255 times 128 fits) the positive and the negative ones each, by bytes with one (128 times
-    255 fits) the absolute values of all.
-    """
-
-    most: int = _FLIP
-    signed: bool = False
-
-    def excess(self, lanes: Array) -> list[tuple[Array, Array]]:
-        """int16 [..., weights that meet, width] -> what each weight counts, and by how much all of
-        them are too much.
-        """
-        kinds = [np.abs(lanes)] if self.signed else [np.maximum(s * lanes, 0) for s in (1, -1)]
-        return [(counted, np.maximum(counted.sum(-2) - self.most, 0)) for counted in kinds]
-
-
-def without_saturation(weights: Array, run: int = 1, limit: Limit = Limit()) -> Array:
-    """int8 weights [matrix, tap, depth, width] -> the same, the first of those whose products are
-    added in one 16-bit lane made smaller until all keep to the limit. Those are neighbours along
-    depth, in `run` neighbouring steps of 4.
-    """
-    lanes = _lanes_of_words(weights, run)
-    for counted, excess in limit.excess(lanes):
-        for i in range(2 * run):
-            cut = np.minimum(counted[..., i, :], excess)
-            lanes[..., i, :] = lanes[..., i, :] - np.sign(lanes[..., i, :]) * cut
-            excess = excess - cut
-    *outer, depth, width = weights.shape
-    steps = np.moveaxis(lanes.reshape(*lanes.shape[:-2], run, 2, width), -4, -3)
-    return steps.reshape(*outer, -1, width)[..., :depth, :].astype(np.int8)
-
-
-def _lanes_of_words(weights: Array, run: int) -> Array:
-    """[..., depth, width] -> int16 [..., run of steps, 16-bit lane, weights that meet, width],
-    filled up with zeros; a step is 4 along depth, two lanes.
-    """
-    *outer, depth, width = weights.shape
-    more = [(0, 0)] * len(outer) + [(0, -depth % (4 * run)), (0, 0)]
-    steps = np.pad(weights, more).astype(np.int16).reshape(*outer, -1, run, 2, 2, width)
-    return np.moveaxis(steps, -3, -4).reshape(*outer, -1, 2, 2 * run, width)
-
-
-def longest_run(weights: Array, limit: Limit = Limit()) -> int:
-    """int8 weights [..., depth, width] -> how many steps are best added in 16 bits: each costs a
-    multiplication, each run another one, and each run beyond the limit all of its steps again.
-    """
-    costs = {}
-    sample = weights[..., :_SAMPLE]
-    sample = sample[..., : max(sample.shape[-1] // _BESIDE, 1) * _BESIDE]
-    for run in (1, 2, 4):
-        over = [np.greater(excess, 0) for _, excess in limit.excess(_lanes_of_words(sample, run))]
-        wild = np.logical_or.reduce(over).any(-2)  # [..., run, width]
-        beside = wild.reshape(-1, min(_BESIDE, wild.shape[-1])).any(-1)
-        costs[run] = 1 / run + 2 * float(beside.mean())
-    return min(costs, key=costs.__getitem__)
 
 
 def sections(steps: int, taps: int, depth: int) -> tuple[int, int]:
