@@ -130,7 +130,8 @@ def _samples() -> list[dict[str, Array]]:
         z = rng.uniform(low, 0.4 + low, 7).astype(np.float32)
         made.append({"x": rng.standard_normal((7, 3)).astype(np.float32), "z": z})
     made[2]["z"][4] = 0.9
-    return made
+    hidden = [{**m, "x": np.where(m["z"][:, None] > 0.5, m["x"], np.float32(np.nan))} for m in made]
+    return made + hidden  # what is not picked may be no number
 
 
 @pytest.mark.parametrize("name", CASES)
