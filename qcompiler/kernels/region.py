@@ -36,7 +36,7 @@ class Facts:
     halves: bool = False
     """Of a Clip of float32: float16 has its bounds; asked only where that is multiplied."""
     run: int = 1
-    """Of weights: steps whose products should be added in 16 bits (cpu/contraction/saturation.py)."""
+    """Of weights: steps whose products should be added in 16 bits (contraction/saturation.py)."""
     pairs_fit: bool = False
     """Of weights: two products of neighbouring kernel rows always fit 16 bits together."""
 

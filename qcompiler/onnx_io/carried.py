@@ -246,6 +246,42 @@ def _greatest(x: Node) -> Any:
     return int(np.iinfo(x.dtype).max) if "int" in x.dtype else np.inf
 
 
+# Integers.
+
+
+@carries("QuantizeLinear", "DequantizeLinear")
+def _scaled(call: Call, bounds: Bounds) -> Node:
+    """By one number, or by one for each position along an axis whose size data do not decide."""
+    x, scale = call.need(0), call.need(1)
+    several = scale.type.rank > 0 and scale.type.dims != (1,)
+    along = {axis_of(call, call.number("axis"), x.type.rank)} if several else set()
+    if call.get("block_size") or any(map(bounds.counted, call.inputs[1:])):
+        raise bounds.refusal(call)
+    if along & bounds.counted(x).keys():
+        raise bounds.refusal(call)
+    return bounds.carried(call)
+
+
+@carries("DynamicQuantizeLinear")
+def _scaled_by_its_range(call: Call, bounds: Bounds) -> Node:
+    """The range of what is there, and of 0, which belongs to every range."""
+    x = call.need(0)
+    own = bounds.masked(bounds.settling(call), x, range(x.type.rank), 0)
+    return bounds.carried(call.but(inputs=(own,)))
+
+
+@carries("MatMulInteger", "QLinearMatMul")
+def _integer_product(call: Call, bounds: Bounds) -> Node:
+    """Rows, or columns, that data decide, and not what is summed over."""
+    at = 3 if call.op == "QLinearMatMul" else 1
+    a, b = call.need(0), call.need(at)
+    numbers = [i for nth, i in enumerate(call.inputs) if nth not in (0, at)]
+    summed = (a.type.rank - 1 in bounds.counted(a), max(b.type.rank - 2, 0) in bounds.counted(b))
+    if any(summed) or any(map(bounds.counted, numbers)):
+        raise bounds.refusal(call)
+    return bounds.carried(call)
+
+
 # Products, windows and regions.
 
 

@@ -100,6 +100,27 @@ CASES = {
   corners = Concat<axis = 1>(v, column)
   none = Sub(at, at)
   y = RoiAlign<output_height = 2, output_width = 2, sampling_ratio = 2>(image, corners, none)""",
+    "quantized": """scale = Constant<value_float = 0.05>()
+  none = Constant<value = uint8 {{128}}>()
+  bytes = QuantizeLinear(v, scale, none)
+  y = DequantizeLinear(bytes, scale, none)""",
+    "quantized by columns": """scales = Constant<value_floats = [0.05, 0.07, 0.11]>()
+  nones = Constant<value = int8[3] {{1, 2, 3}}>()
+  bytes = QuantizeLinear<axis = 1>(v, scales, nones)
+  y = DequantizeLinear<axis = 1>(bytes, scales, nones)""",
+    "quantized by its range": """bytes, scale, none = DynamicQuantizeLinear(v)
+  y = DequantizeLinear(bytes, scale, none)""",
+    "product of integers": """bytes, scale, none = DynamicQuantizeLinear(v)
+  w = Constant<value = int8[3, 2] {{1, -2, 3, -4, 5, 6}}>()
+  sums = MatMulInteger(bytes, w, none)
+  y = Cast<to = 1>(sums)""",
+    "product of quantized": """scale = Constant<value_float = 0.05>()
+  none = Constant<value = uint8 {{128}}>()
+  bytes = QuantizeLinear(v, scale, none)
+  w = Constant<value = int8[3, 2] {{1, -2, 3, -4, 5, 6}}>()
+  zero = Constant<value = int8 {{0}}>()
+  p = QLinearMatMul(bytes, scale, none, w, c, zero, c, none)
+  y = DequantizeLinear(p, c, none)""",
     "running": "y = CumSum<reverse = 1>(s, i0)",
     "first": "a = ArgMax<axis = 0>(v)\n  y = Cast<to = 1>(a)",
     "size": "n = Size(v)\n  y = Cast<to = 1>(n)",
