@@ -128,6 +128,19 @@ def test_a_small_core_in_order_chooses_other_tiles() -> None:
     assert narrow.vectors < usual.vectors
 
 
+def test_tasks_share_the_third_cache() -> None:
+    """Panels of two tasks that only one by one would stay there are read from memory again."""
+    costs = []
+    for size in (12, 24):  # MiB; each task's panels have 8
+        device = replace(plugins.device("zen4", 2), l3_bytes=size << 20)
+        assert isinstance(device, Cpu)
+        found = blocking.priced(matmul(512, 2048, 2048, device), product(device), device)
+        low = {t: c for c, t in found if (t.column_tasks, t.block) == (2, 1)}
+        assert low
+        costs.append(low)
+    assert all(costs[0][t] > costs[1][t] for t in costs[0])
+
+
 def test_in_order_products_wait_for_what_their_step_loads() -> None:
     """The wait is the same for every tile, so a product's share of it falls with the tile."""
     late = Core(window=0)

@@ -210,7 +210,9 @@ def _cycles(problem: Problem, product: Product, device: Cpu, tiling: Tiling, til
     lines = line_bytes(problem, product, tiling)
     left = zipped_bytes(problem, product, tiling) if product.zipped else lines
     packed = panel_bytes(product, problem.tap_count, problem.depth, panels.vectors)
-    again = level(device, packed * count * groups + left) if my_blocks > 1 else 3
+    mine = packed * count * groups
+    whole = mine * tiling.column_tasks + left * tiling.tasks
+    again = level(device, mine + left, whole=whole) if my_blocks > 1 else 3
     block = 0.0
     for _, number, vectors, _ in panels.cut.runs():
         panel = _panel_cycles(problem, product, device, tiling, vectors, left, tile)
@@ -378,10 +380,14 @@ def conflicts(problem: Problem, product: Product, device: Cpu, rows: int) -> flo
     return rows * core.line_bytes / core.l2_bytes_per_cycle
 
 
-def level(device: Cpu, size: int, eighths: int = 6) -> int:
-    """Which cache holds so many bytes that are read again and again, in a part of it."""
-    for level, capacity in enumerate((device.l1_bytes, device.l2_bytes, device.l3_bytes)):
-        if size <= capacity * eighths // 8:
+def level(device: Cpu, size: int, eighths: int = 6, *, whole: int = 0) -> int:
+    """Which cache holds so many bytes that are read again and again, in a part of it; `whole`:
+    those of all tasks, which share the third.
+    """
+    sizes = (size, size, max(size, whole))
+    capacities = (device.l1_bytes, device.l2_bytes, device.l3_bytes)
+    for level, (needed, capacity) in enumerate(zip(sizes, capacities, strict=True)):
+        if needed <= capacity * eighths // 8:
             return level
     return 3
 

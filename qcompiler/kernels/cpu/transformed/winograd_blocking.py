@@ -197,7 +197,8 @@ def cycles(layout: Layout, device: Cpu) -> float:
     inputs = -(-grid.depth // lanes) * grid.products * core.cycles(SPREAD_CYCLES)
     outputs = mine * panels.vectors * core.cycles(grid.products * GATHER_CYCLES + TILE_CYCLES)
     multiply = tiling.block * mine * grid.products * _unit_cycles(grid, device, tiling, lanes)
-    again = direct.level(device, weights + near, 5) if blocks > 1 else 3
+    whole = weights * tiling.column_tasks + near * tiling.tasks
+    again = direct.level(device, weights + near, 5, whole=whole) if blocks > 1 else 3
     fetch = weights / (core.bytes_per_cycle[again] * STREAMED[again])
     transforms = tiling.block * size * (inputs + outputs) * far
     return blocks * (transforms + core.overlapped(multiply * far, fetch))
