@@ -272,7 +272,7 @@ class _Task:
         b, whole = self.b, self.rows.whole
         with b.serial(block.last - block.first, "tile", block.first) as tile:
             row, rows = b.let(self.rows.row_of(tile), "row"), self.rows.in_tile(tile)
-            slot = b.let((tile - block.first) * self.layout.cut.size, "slot")
+            slot = self._slot(block, tile)
             if self.rows.odd:
                 rows = b.let(tirx.Max(tirx.Min(rows, whole - row), tir.const(0)), "rows")
             with b.serial(rows, "r") as r:
@@ -283,6 +283,10 @@ class _Task:
                 slot = (last - block.first) * self.layout.cut.size - self.rows.row_of(last)
                 with b.when(self.rows.pairs > self.rows.whole):
                     body(b.let(slot + whole, "slot"), tir.const(0) + whole, 1)
+
+    def _slot(self, block: _Block, tile: Value) -> Value:
+        """Where a tile's pairs of rows begin among those of its block."""
+        return self.b.let((tile - block.first) * self.layout.cut.size, "slot")
 
     def _spread(self, block: _Block, slot: Value, row: Value, there: int) -> None:
         """A pair of rows -> what the seven products multiply; a row that is not there is zero."""
@@ -310,7 +314,7 @@ class _Task:
         for first, count, rows in block.tiles:
             groups = self.product.lefts(rows)
             with b.serial(count, "tile", first) as tile, b.serial(groups, "group") as group:
-                slot = b.let((tile - block.first) * self.layout.cut.size, "slot")
+                slot = self._slot(block, tile)
                 row = b.let(self.rows.row_of(tile), "row")
                 self._zip_some(block, slot, row, rows, group)
 
@@ -410,7 +414,7 @@ class _Task:
         b, vectors, block = self.b, self.layout.tiling.vectors, pair.block
         for first, count, rows in tiles:
             with b.serial(count, "tile", first) as tile:
-                slot = b.let((tile - block.first) * self.layout.cut.size, "slot")
+                slot = self._slot(block, tile)
                 offsets = tuple(r * self.layout.row_step for r in range(rows))
                 again = Builder.again if apart else None
                 left = Left(self.left, offsets, (), self.depth, guarded=False, again=again)
