@@ -1,8 +1,9 @@
 """A maker's name -> how its engine for 64-bit ARM gets a model, and the program that runs it there.
 
-Models are converted on this machine by the makers' own commands, from one virtual environment:
+Models are converted on this machine, for LiteRT by onnx2tf, for others by the makers' own commands,
+from one virtual environment:
 
-    python -m venv TOOLS && TOOLS/bin/pip install mnn pnnx
+    python -m venv TOOLS && TOOLS/bin/pip install mnn pnnx onnx2tf tensorflow-cpu tf_keras onnxsim
 
 A program gets the model, a file of inputs, how many runs, and the precision; one thread.
 """
@@ -13,6 +14,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.engines import Job, Settings, Unavailable
 from benchmarks.engines.ort import static_int8
@@ -126,7 +129,52 @@ def _ncnn(subject: Subject, folder: Path, precision: str, tools: Path) -> Path:
     return made
 
 
+# -- LiteRT
+
+_LITERT = """
+import sys, numpy as np
+from ai_edge_litert.interpreter import Interpreter
+net = Interpreter(sys.argv[1], num_threads=1)
+net.allocate_tensors()
+feed = dict(np.load(sys.argv[2]))
+for given in net.get_input_details():
+    (name,) = [n for n in feed if n in given["name"]] if len(feed) > 1 else feed
+    array = feed[name]
+    if tuple(given["shape"]) != array.shape:
+        array = np.moveaxis(array, 1, -1)
+    net.set_tensor(given["index"], array.astype(given["dtype"]))
+for _ in range(int(sys.argv[3])):
+    net.invoke()
+"""
+
+
+_IMAGES = "calibration_image_sample_data_20x128x128x3_float32.npy"
+
+
+def _litert(subject: Subject, folder: Path, precision: str, tools: Path) -> Path:
+    """By onnx2tf, channels last; int8 by TensorFlow's converter, weights per channel, inputs and
+    outputs float. What makes its XNNPACK compute in float16 is not offered to Python.
+    """
+    only(precision, ("float32", "int8"))
+    images = np.random.default_rng(0).random((20, 128, 128, 3), np.float32)
+    np.save(folder / _IMAGES, images)  # which it would download, to compare results with
+    words: list[object] = ["-i", subject.model, "-o", folder, "-n"]
+    if precision == "int8":
+        words.append("-oiqt")
+        samples = subject.samples()
+        for name in samples[0]:
+            path = folder / f"{len(words)}.npy"
+            rows = np.concatenate([sample[name] for sample in samples])
+            np.save(path, np.moveaxis(rows, 1, -1) if rows.ndim > 2 else rows)
+            words += ["-cind", name, path, "[0]", "[1]"]
+    made = folder / f"model_{'integer_quant' if precision == 'int8' else 'float32'}.tflite"
+    if not made.exists():
+        command(tools, folder, "onnx2tf", *words)
+    return made
+
+
 MAKERS = {
+    "litert": Maker(_litert, _LITERT),
     "onnxruntime": Maker(_onnxruntime, _ONNXRUNTIME),
     "ncnn": Maker(_ncnn, _NCNN),
     "mnn": Maker(_mnn, _MNN),
