@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +29,7 @@ from qcompiler.runtime.arrays import Array, Context
 from qcompiler.runtime.caller import Caller
 from qcompiler.runtime.choosing import fitting
 from qcompiler.runtime.feeds import array_of, named_arrays
+from qcompiler.runtime.front import Front
 from qcompiler.runtime.library import (
     SPIN_US,
     Code,
@@ -42,7 +43,6 @@ from qcompiler.runtime.library import (
 )
 from qcompiler.runtime.open_batch import fits, in_batches
 from qcompiler.runtime.open_sizes import HIDDEN, Sizes, first
-from qcompiler.runtime.text import program_of
 
 if TYPE_CHECKING:
     from qcompiler.runtime.state import Bound
@@ -84,37 +84,6 @@ class _Held:
     code: Code
     weights: Memory
     contexts: queue.SimpleQueue[Context] = field(default_factory=queue.SimpleQueue)
-
-
-Run = Callable[[Mapping[str, Any]], dict[str, Array]]
-"""{input name: array} -> {output name: array}."""
-
-
-def lists_of(manifest: Manifest) -> dict[str, int]:
-    """The lengths of a model's sequences, by name."""
-    notes = manifest.notes
-    return {k[9:]: int(v) for k, v in notes.items() if k.startswith("sequence ")}
-
-
-def run_of_lists(
-    lists: Mapping[str, int], manifest: Manifest, inputs: Mapping[str, Any], run: Run
-) -> dict[str, Any]:
-    """A run of a model with sequences: lists of arrays for these."""
-    flat: dict[str, Any] = {}
-    for name, value in dict(inputs).items():
-        if name not in lists:
-            flat[name] = value
-        elif len(value) != lists[name]:
-            what = f"{len(value)} tensors given, {lists[name]} wanted"
-            raise Error(what, where=f"input {name!r}", hint="compile for another length")
-        else:
-            flat.update((f"{name}[{i}]", v) for i, v in enumerate(value))
-    made: dict[str, Any] = run(flat)
-    taken = {v.name.rpartition("[")[0] for v in manifest.inputs}
-    for name, length in lists.items():
-        if name not in taken and (length or name not in inputs):
-            made[name] = [made.pop(f"{name}[{i}]") for i in range(length)]
-    return made
 
 
 class Interface:
@@ -172,7 +141,7 @@ class Model(Interface):
         self._names = [v.name for v in self.manifest.outputs]
         self._steps = len(self.variant.steps)
         self._extents = [(self._names.index(n), at) for n, at in self.variant.extents]
-        self._text, self._lists = program_of(self.manifest), lists_of(self.manifest)
+        self.front = Front(self.manifest)
         held = replace(artifact, binaries=(replace(binary, weights=weights.array),))
         self._held: _Held | None = _Held(held, code, weights)
 
@@ -206,17 +175,15 @@ class Model(Interface):
 
     def __call__(self, *arrays: Any) -> Array | tuple[Array, ...]:
         """Inputs in order -> the output, or a tuple of them."""
-        if self._text:
-            made = self.run(dict(zip(self._text.inputs, arrays)))
+        if self.front:
+            made = self.run(self.front.named(arrays))
             return made.popitem()[1] if len(made) == 1 else tuple(made.values())
         results = self._call(self._open(), arrays_checked(self._input_specs, arrays))
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
-        if self._lists:
-            return run_of_lists(self._lists, self.manifest, inputs, self._run)
-        return self._text.run_with(inputs, self._run) if self._text else self._run(inputs)
+        return self.front.run(inputs, self._run) if self.front else self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """`run` of arrays."""
@@ -261,8 +228,7 @@ class Model(Interface):
         """
         from qcompiler.runtime.state import Bound, OpenBound, Runs  # which imports this file
 
-        if self._text or self._lists:
-            raise Error("a model of strings or sequences has no memory", where=self.manifest.name)
+        self.front.demand_none("`bind`")
         held, threads = self._open(), self.threads
 
         def new() -> Context:

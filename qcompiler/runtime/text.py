@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.artifact.artifact import Manifest, Value
+from qcompiler.artifact.artifact import Value
 from qcompiler.errors import Error
 
 NOTE = "text"
@@ -23,6 +23,8 @@ NOTE = "text"
 
 Array = NDArray[Any]
 Attrs = Mapping[str, Any]
+
+_WRONG = ValueError, LookupError, TypeError, AttributeError, OverflowError
 
 
 def concat(attrs: Attrs, x: Array, y: Array) -> tuple[Array, ...]:
@@ -79,16 +81,25 @@ class Program:
     """The steps of a model's text."""
 
     def __init__(self, note: str) -> None:
-        raw = json.loads(note)
-        self.inputs: list[str] = raw["inputs"]
-        self.outputs: list[str] = raw["outputs"]
-        self._strings: dict[str, list[Any]] = raw["strings"]
-        self._constants = {
-            k: np.array(v[1], object).reshape(v[0]) for k, v in raw["constants"].items()
-        }
-        self._steps: list[list[Any]] = raw["steps"]
-        self._feeds: dict[str, str] = raw["feeds"]
-        self._made: dict[str, str] = raw["made"]
+        """Raises Error for what is no program."""
+        try:
+            raw = json.loads(note)
+            self.inputs, self.outputs = ([str(n) for n in raw[k]] for k in ("inputs", "outputs"))
+            self._strings: dict[str, list[Any]] = {k: list(v) for k, v in raw["strings"].items()}
+            self._constants = {
+                k: np.array(v[1], object).reshape(v[0]) for k, v in raw["constants"].items()
+            }
+            known = {*self._strings, *self._constants}
+            self._steps = []
+            for op, attrs, read, made in raw["steps"]:
+                self._steps.append((str(op), MEANINGS[op], dict(attrs), list(read), list(made)))
+                _demand_known(read, known)
+                known.update(made)
+            self._feeds, self._made = dict(raw["feeds"]), dict(raw["made"])
+            _demand_known([*self._feeds.values(), *self._made.values()], known)
+            _demand_known(self._strings, self.inputs)
+        except (*_WRONG, RecursionError) as e:
+            raise _changed(f"{type(e).__name__}: {e}") from e
 
     @property
     def operators(self) -> str:
@@ -106,37 +117,49 @@ class Program:
         """The model's inputs, and what runs its machine code -> its outputs."""
         taken, made = self.run(inputs)
         made.update(run(taken))
+        _demand_known(self.outputs, made)
         return {name: made[name] for name in self.outputs}
 
     def run(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
         """The model's inputs -> what its machine code takes, and the outputs that are made here."""
-        missing = [n for n in self._strings if n not in inputs]
-        if missing:
-            raise Error(f"input {missing[0]!r} is missing")
+        missing = [n for n in self.inputs if n not in inputs]
+        unknown = [n for n in inputs if n not in self.inputs]
+        if missing or unknown:
+            what = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown"
+            raise Error(f"input {what}", hint=f"the model's inputs are {', '.join(self.inputs)}")
         values, sizes = dict(self._constants), dict[str, int]()
         for name, shape in self._strings.items():
             values[name] = strings_of(name, shape, inputs[name], sizes)
-        for op, attrs, read, made in self._steps:
+        for op, meaning, attrs, read, made in self._steps:
             try:
-                values.update(zip(made, MEANINGS[op](attrs, *(values[i] for i in read))))
-            except ValueError as e:  # open sizes that do not fit each other
+                values.update(zip(made, meaning(attrs, *(values[i] for i in read))))
+            except (*_WRONG, re.error) as e:  # open sizes that do not fit each other; a bad pattern
                 raise Error(str(e), where=op) from e
         rest = {n: v for n, v in inputs.items() if n not in self._strings}
         rest.update((taken, values[name]) for taken, name in self._feeds.items())
         return rest, {name: np.array(values[value]) for name, value in self._made.items()}
 
 
-def program_of(manifest: Manifest) -> Program | None:
-    """The steps of a model's text, if it has any."""
-    return Program(manifest.notes[NOTE]) if NOTE in manifest.notes else None
+def _demand_known(names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise _changed(f"nothing makes {name!r}")
+
+
+def _changed(why: str) -> Error:
+    what = f"its program of strings cannot be read: {why}"
+    return Error(what, hint="the file was changed; compile the model again")
 
 
 def strings_of(name: str, shape: Sequence[Any], given: object, sizes: dict[str, int]) -> Array:
     """An input of text as given -> an array of str. `sizes`: those open ones that other inputs
     have, to which its own are added. Raises Error.
     """
-    array = np.asarray(given)
     where = f"input {name!r}"
+    try:
+        array = np.asarray(given)
+    except ValueError as e:  # ragged lists
+        raise Error(f"{type(given).__name__} given, strings wanted", where=where) from e
     if array.dtype.kind not in "UO" or not all(isinstance(s, str) for s in array.ravel()):
         raise Error(f"{array.dtype} given, strings wanted", where=where)
     wanted, pairs = [sizes.get(d, d) for d in shape], zip(shape, array.shape)

@@ -18,8 +18,10 @@ from collections import Counter
 from pathlib import Path
 
 from . import damage, mutants
+from .boards import check_on_board, on_board
 from .changed import check_changed
 from .checks import Outcome, check
+from .exported import check_exported, for_machine
 from .generate import KINDS, Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
@@ -43,7 +45,7 @@ def main() -> int:
         "--kind",
         choices=(
             *("graphs", "passes", "open", "sizes", "pairs", "onnx", "artifact"),
-            *("pruned", "extreme", "extreme-odd", "changed", "retyped"),
+            *("pruned", "extreme", "extreme-odd", "changed", "retyped", "boards", "exported"),
         ),
         default="graphs",
     )
@@ -106,7 +108,9 @@ def jobs(given: argparse.Namespace) -> Job:
 
 def drawn(seed: int, kind: str) -> Case:
     """The case of a seed, made of what is to be checked."""
-    return generate(seed, kind if kind in KINDS else "")
+    case = generate(seed, kind if kind in KINDS else "")
+    aimed = {"boards": on_board, "exported": for_machine}.get(kind)
+    return aimed(case)[0] if aimed else case
 
 
 def checked(case: Case, kind: str = "graphs") -> Result:
@@ -114,6 +118,7 @@ def checked(case: Case, kind: str = "graphs") -> Result:
     outcome: Outcome
     checks = {"open": check_opened, "sizes": check_sizes, "pairs": check_two_sizes}
     checks |= {"pruned": check_pruned, "changed": check_changed, "retyped": check_retyped}
+    checks |= {"boards": check_on_board, "exported": check_exported}
     if kind in checks:
         outcome = checks[kind](case)
     else:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qcompiler.hardware.products import ShortMac
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
 from qcompiler.ops import meaning
 from qcompiler.ops.shapes import axes_of
@@ -119,11 +120,16 @@ class Reference:
 
 
 def references(
-    graph: Graph, feed: Mapping[str, Array], *, kernels: bool, in_order: bool = False
+    graph: Graph,
+    feed: Mapping[str, Array],
+    *,
+    kernels: bool,
+    in_order: bool = False,
+    short: ShortMac | None = None,
 ) -> dict[str, Reference]:
     """Every output of a graph. `kernels`: for a kernel made of this very graph, which equals some
     operators bit for bit; else for another graph of the same meaning. `in_order`: for whom sums its
-    terms one after another (`DRIFTING`).
+    terms one after another (`DRIFTING`). `short`: the instruction of kernels that sum in float16.
     """
     exact = EXACT | LOWERED if kernels else EXACT
     coarse = _rounded(graph) if kernels else {}
@@ -131,7 +137,7 @@ def references(
     count, slack = (TIES, 2 * SLACK) if any(map(_narrows, graph.nodes)) else (RUNS, SLACK)
     runs = []
     for k in range(count):
-        noise = _Noise(np.random.default_rng((7, k // 2)), 1.0 if k % 2 else -1.0, in_order)
+        noise = _Noise(np.random.default_rng((7, k // 2)), 1.0 if k % 2 else -1.0, in_order, short)
         runs.append(_run(graph, feed, noise, exact, coarse))
     filled = {"float32", "float64"}
     filled |= {"bfloat16", "float16"} if any(map(_computes_narrow, graph.nodes)) else set()
@@ -176,6 +182,7 @@ class _Noise:
     rng: np.random.Generator
     sign: float
     in_order: bool
+    short: ShortMac | None = None
 
     def signs(self, shape: tuple[int, ...]) -> Array:
         return (
@@ -271,6 +278,9 @@ def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -
     outputs = meaning(node, arrays)
     beside = _begun(node, arrays) + _so_far(node, arrays)
     moved = tuple(noise.moved(o, _against(node, arrays, o) + beside) for o in outputs)
+    if noise.short is not None and _sums_shortly(node):
+        off = _of_short_sums(node, arrays, noise.short)
+        moved = tuple((o + noise.signs(o.shape) * off).astype(o.dtype) for o in moved)
     if node.op in VANISHING:
         moved = tuple(
             np.where(o == 0, noise.signs(o.shape) * LEAST, o).astype(o.dtype) for o in moved
@@ -366,6 +376,29 @@ def _so_far(node: Node, arrays: tuple[Array | None, ...]) -> Array | float:
         off = np.sqrt((so_far**2).sum(-1)).reshape(shape) / UNITS
     count = 1 if node.op == "ReduceSum" else so_far.shape[-1]
     return np.where(np.isfinite(off), off / count, 0.0)
+
+
+def _sums_shortly(node: Node) -> bool:
+    """Whether a kernel may sum products of a node's operands in float16, where a device does."""
+    halves = node.op in ("conv", "matmul") and node.operands[0].dtype == "float16"
+    return halves and node.operands[1].is_constant
+
+
+def _of_short_sums(node: Node, arrays: tuple[Array | None, ...], short: ShortMac) -> Array:
+    """What float16 sums of some terms are off, as docs/targets.md has it: each addition is rounded
+    by 2^-12 of the sum so far, errors whose squares add up; and weights, scaled to 2.2 of a section
+    at most, make products below the least number of float16.
+    """
+    x, w = (np.abs(a.astype(np.float32)) for a in arrays[:2] if a is not None)
+    count = _terms_of(node)
+    with np.errstate(all="ignore"):
+        terms, column, taken = (
+            meaning(node, operands)[0].astype(np.float64)
+            for operands in ((x, w), (np.ones_like(x), w), (x, np.ones_like(w)))
+        )
+        rounded = min(count, short.steps) ** 0.5 * 2.0**-12 * terms
+        off = rounded + 2.0**-24 * 2.2 * column.max(initial=0) * (taken + count)
+    return np.where(np.isfinite(off), off, 0.0)
 
 
 def _terms_of(node: Node) -> float:

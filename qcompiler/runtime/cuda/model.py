@@ -25,15 +25,13 @@ from qcompiler.runtime.arrays import Array
 from qcompiler.runtime.cuda import driver, energy
 from qcompiler.runtime.cuda.context import Context, Held
 from qcompiler.runtime.cuda.tensors import like, on_gpu
+from qcompiler.runtime.front import Front
 from qcompiler.runtime.model import (
     Interface,
     arrays_checked,
     arrays_in_order,
     input_specs,
-    lists_of,
-    run_of_lists,
 )
-from qcompiler.runtime.text import program_of
 
 
 def load(
@@ -146,7 +144,7 @@ class CudaModel(Interface):
             call("cuMemcpyHtoD_v2", ctypes.c_uint64(weights.address), at, size)
         self.threads = 1
         self._specs = input_specs(self.manifest.inputs)
-        self._text, self._lists = program_of(self.manifest), lists_of(self.manifest)
+        self.front = Front(self.manifest)
         launches = [(c, known[name]) for c, name in zip(self.program.launches, names)]
         room, steps = self.variant.workspace_bytes, len(self.variant.steps)
         held = Held(gpu, self.manifest, launches, modules, weights, room, steps)
@@ -154,8 +152,8 @@ class CudaModel(Interface):
 
     def __call__(self, *given: Any) -> Any:
         """Inputs in order -> the output, or a tuple of them."""
-        if self._text:
-            made = self.run(dict(zip(self._text.inputs, given)))
+        if self.front:
+            made = self.run(self.front.named(given))
             return made.popitem()[1] if len(made) == 1 else tuple(made.values())
         return self._of_arrays(*given)
 
@@ -165,9 +163,7 @@ class CudaModel(Interface):
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """{input name: array} -> {output name: array}."""
-        if self._lists:
-            return run_of_lists(self._lists, self.manifest, inputs, self._run)
-        return self._text.run_with(inputs, self._run) if self._text else self._run(inputs)
+        return self.front.run(inputs, self._run) if self.front else self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         names = [v.name for v in self.inputs]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qcompiler.artifact.artifact import Artifact, Manifest
 from qcompiler.errors import Error
@@ -372,15 +372,23 @@ _GPU_STREAMS = 2
 """One request is copied while another runs."""
 
 
+_Loaded = TypeVar("_Loaded", Model, CudaModel)
+
+
 def _loaded(artifact: str | Path | Artifact, asked: Executing) -> Model | CudaModel:
     """The model, on the CPU or a GPU. Raises Error for what is not done on a GPU."""
     place = place_of(artifact, asked.device)
     if place == "cpu":
-        return load(artifact, variant=asked.variant)
+        return _of_arrays(load(artifact, variant=asked.variant))
     if asked.engine or asked.isolation != "threads" or asked.pipeline > 1:
         what = f"streams on {place} are threads of this process, each of which runs whole requests"
         raise Error(what, hint="leave out engine, isolation and pipeline, or run on the CPU")
-    return cuda_load(artifact, variant=asked.variant, device=place)
+    return _of_arrays(cuda_load(artifact, variant=asked.variant, device=place))
+
+
+def _of_arrays(model: _Loaded) -> _Loaded:
+    model.front.demand_no_strings("an executor")
+    return model
 
 
 def _outcome(future: Future, return_errors: bool) -> Any:

@@ -24,6 +24,7 @@ from qcompiler.artifact.artifact import Artifact, Manifest, Variant, open_artifa
 from qcompiler.dtypes import Array
 from qcompiler.errors import Error
 from qcompiler.files import opened
+from qcompiler.runtime.front import Front
 from qcompiler.runtime.model import Interface, arrays_in_order, input_specs
 from qcompiler.runtime.remote import facts, wire
 from qcompiler.runtime.remote.facts import arrays
@@ -204,7 +205,7 @@ class RemoteModel(Interface):
         self.device, self.manifest = device, manifest
         self._source, self._digest = source, digest
         self._threads, self._variant, self._wait, self._limit = asked
-        self._input_specs = input_specs(manifest.inputs)
+        self._input_specs, self.front = input_specs(manifest.inputs), Front(manifest)
 
     def __enter__(self) -> RemoteModel:
         return self
@@ -229,7 +230,11 @@ class RemoteModel(Interface):
 
     def run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
-        return self.measure(inputs).outputs
+
+        def run(arrays: Mapping[str, object]) -> dict[str, Array]:
+            return self.measure(arrays).outputs
+
+        return self.front.run(inputs, run) if self.front else run(inputs)
 
     def profile(self, inputs: Mapping[str, object], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step on the device, each timed alone."""
