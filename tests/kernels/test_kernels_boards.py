@@ -15,6 +15,7 @@ import board
 import pytest
 import test_kernels_attention as attention
 import test_kernels_contraction as contraction
+import test_kernels_itself as itself
 import test_kernels_low_bits as low_bits
 import test_kernels_math as math
 import test_kernels_other as other
@@ -79,6 +80,12 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
     ),
     "depthwise 5": lambda isa: windows.test_depthwise_weights_that_never_saturate("int8", 5, isa),
     "pools of bytes": lambda isa: windows.test_pools("int8", isa),
+    **{
+        f"itself and the product {name}": lambda isa, name=name: (
+            itself.test_what_an_operator_reads_is_added_to_its_result(name, isa)
+        )
+        for name in ("depthwise", "1 x 1")
+    },
     "resize": windows.test_images_are_resized_in_every_mode,
     "reductions": windows.test_reductions_of_integers,
     "softmax": lambda isa: windows.test_softmax_along_every_axis(2, "Softmax", isa),

@@ -239,6 +239,19 @@ def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> 
     return tuple(i for i in dict.fromkeys(outside) if i not in {*nodes, *given, *tables})
 
 
+def read_beside(region: Region) -> tuple[Node, ...]:
+    """The inputs that nodes besides the root read elementwise: its own operands, too, if they do,
+    as in x + conv(x).
+    """
+    read = (
+        i
+        for n in region.nodes
+        for at, i in enumerate(n.operands)
+        if n is not region.root and at not in TABLES.get(n.op, ())
+    )
+    return tuple(i for i in dict.fromkeys(read) if i in region.inputs)
+
+
 def _rounded(nodes: Sequence[Node]) -> dict[Node, str]:
     """Nodes that have a formula for results that are only rounded -> what these are rounded to."""
     readers: dict[Node, list[Node]] = {n: [] for n in nodes if n.op in _ROUNDED}

@@ -14,12 +14,12 @@ import numpy as np
 from qcompiler.hardware.products import BlockMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.epilogue import read_beside
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.contraction.blocking import TOGETHER
 from qcompiler.kernels.cpu.contraction.operands import Product, bias_of
 from qcompiler.kernels.cpu.contraction.problem import Problem
 from qcompiler.kernels.region import Region
-from qcompiler.ops.quantized import TABLES
 
 
 def paired(region: Region, problem: Problem, product: Product) -> bool:
@@ -28,7 +28,7 @@ def paired(region: Region, problem: Problem, product: Product) -> bool:
     """
     bytes_of_sums = product.sums == "int32" and region.output.dtype in ("uint8", "int8")
     same = region.output.shape == problem.root.shape
-    others = [n for n in _read(region) if n.type.size > 1]
+    others = [n for n in read_beside(region) if n.type.size > 1]
     rows = all(_is_row(n, problem) for n in others)
     return _whole(region, problem, product) and bytes_of_sums and same and rows
 
@@ -38,7 +38,7 @@ def twice(region: Region, problem: Problem, product: Product) -> frozenset[Node]
     are finished together, else what sums begin with.
     """
     if paired(region, problem, product):
-        return frozenset(n for n in _read(region) if _is_row(n, problem))
+        return frozenset(n for n in read_beside(region) if _is_row(n, problem))
     _, bias = bias_of(region)
     if bias is None or not _is_row(bias, problem) or not _whole(region, problem, product):
         return frozenset()
@@ -52,13 +52,6 @@ def _whole(region: Region, problem: Problem, product: Product) -> bool:
         return False
     plain = problem.groups == 1 and set(problem.root.operands) <= set(region.inputs)
     return plain and problem.width % mac.width == 0
-
-
-def _read(region: Region) -> list[Node]:
-    """What the epilogue reads elementwise."""
-    assert region.root is not None
-    tables = {n.operands[i] for n in region.nodes for i in TABLES.get(n.op, ())}
-    return [n for n in region.inputs if n not in (*region.root.operands, *tables)]
 
 
 def _is_row(node: Node, problem: Problem) -> bool:
