@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def written(device: Cpu, path: Path) -> Path:
     return path
 
 
-def tuned(model: Path, options: Options, time: float, folder: Path) -> tuple[Path, Path]:
+def tuned(model: Path, options: Options, limit: float, folder: Path) -> tuple[Path, Path]:
     """A model -> its artifacts before and after so many seconds of tuning."""
     records = folder / "records.jsonl"
     records.unlink(missing_ok=True)
@@ -61,7 +62,7 @@ def tuned(model: Path, options: Options, time: float, folder: Path) -> tuple[Pat
     before = subject.base.built.save(folder / "plain.qc")
     with (
         Journal(records) as journal,
-        Tuner([subject], Tuning(time=time), journal, [Here(subject.base.device.threads)]) as tuner,
+        Tuner([subject], Tuning(time=limit), journal, [Here(subject.base.device.threads)]) as tuner,
     ):
         tuner.run()
     made = Compilation(model, replace(options, tuning_records=records))
@@ -87,6 +88,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--gain", action="store_true", help="tune with the right facts, too")
     parser.add_argument("--probe", action="store_true", help="compile with probed facts, too")
     parser.add_argument("--only-gain", action="store_true", help="no wrong facts")
+    parser.add_argument("--repeat", type=int, default=1, help="tune so often with the right facts")
     a = parser.parse_args(words)
     data = "synthetic" if a.precision in ("int8", "int4") else None
     options = Options(threads=a.threads, precision=a.precision, calibration=data)
@@ -103,9 +105,11 @@ def main(words: Sequence[str] | None = None) -> None:
                 made = Compilation(model, replace(options, target=str(probed)))
                 mine = made.built.save(folder / "probed.qc")
                 _say(model, "probed facts", compared(best, mine, a.threads))
-            if a.gain or a.only_gain:
+            for _ in range(a.repeat if a.gain or a.only_gain else 0):
+                begin = time.monotonic()
                 _, after = tuned(model, options, a.time, folder)
-                _say(model, "right facts, tuned", compared(best, after, a.threads))
+                spent = f"{time.monotonic() - begin:.0f} s"
+                _say(model, "right facts, tuned", compared(best, after, a.threads), spent)
             for what, device in () if a.only_gain else devices(right).items():
                 target = str(written(device, folder / f"{what.replace(' ', '_')}.toml"))
                 own = replace(options, target=target)
