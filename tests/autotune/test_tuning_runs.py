@@ -111,6 +111,34 @@ def test_what_makes_no_model_faster_is_not_chosen(
         assert mine.decision.chosen.candidate.knobs == other.decision.chosen.candidate.knobs
 
 
+class Lucky(MadeUp):
+    """Tuned models are fast in the first process that runs them, and no faster in others."""
+
+    def __init__(self, first: dict[bytes, MadeUp] | None = None) -> None:
+        super().__init__(1)
+        self.first = {} if first is None else first
+
+    def run(self, artifact: Path, inputs: Mapping[str, Array], runs: Runs) -> Ran:
+        self.after = 0.9 if self.first.setdefault(artifact.read_bytes(), self) is self else 1.0
+        return super().run(artifact, inputs, runs)
+
+    def again(self) -> Lucky:
+        return Lucky(self.first)
+
+
+def test_what_was_luck_is_not_chosen(
+    model: Path, tmp_path: Path, first: tuple[bytes, Report]
+) -> None:
+    path, place = tmp_path / "records.jsonl", Lucky()
+    path.write_bytes(first[0])
+    report = tuned(model, path, 0.5, place)
+    assert place.first
+    (subject,) = report.subjects
+    assert subject.verdict is not None
+    assert not subject.verdict.faster
+    assert not subject.chosen
+
+
 def test_a_plan_is_tuned_as_a_whole(model: Path, tmp_path: Path) -> None:
     subject = subject_of(small(model))
     path = tmp_path / "records.jsonl"
