@@ -42,9 +42,10 @@ class Isa:
     when they are rounded (`short`), or for int8 with a zero point of -128 (`least`). "again" makes
     a pointer of another, through which integers that sums begin with are loaded once more for each
     row, rather than copied. "half_maximum" and "half_minimum" take two vectors of float16 -> the
-    larger and the smaller numbers, NaN if either is NaN. `permission` is a system call (its number,
-    then arguments) that requests registers which a process gets only on request; the artifact's own
-    code makes it (emit/entries.py).
+    larger and the smaller numbers, NaN if either is NaN. "compared" makes a vector of floats that
+    is compared of another, where LLVM would not compare all as they are. `permission` is a system
+    call (its number, then arguments) that requests registers which a process gets only on request;
+    the artifact's own code makes it (emit/entries.py).
     """
 
     name: str

@@ -41,6 +41,15 @@ def vmull_words(sums: Value, left: Value, right: Value) -> Value:
     return sums
 
 
+def compared(vector: Value) -> Value:
+    """The same, which LLVM does not take for one number in all lanes: with those as the second
+    operand, where VCMP can have a scalar, it writes a > b as b < a, which holds for NaN in MVE (LT
+    and LE are the inverses of GE and GT). So do LLVM 14 to 22 (PerformVCMPCombine).
+    """
+    lanes = tir.lanes_of(vector)
+    return tir.llvm(tir.dtype_of(vector), lanes, "llvm.arithmetic.fence", vector)
+
+
 M55 = isa(
     "arm_m55",
     triple="thumbv8.1m.main-none-eabihf",
@@ -54,5 +63,6 @@ M55 = isa(
         VectorMac(("i8", "i8", "i32"), lanes=4, k=4, emit=vmull, temporaries=3),
         VectorMac(("i16", "i16", "i32"), lanes=4, k=2, emit=vmull_words, temporaries=2),
     ),
+    intrinsics={"compared": compared},
     family="cortex-m",
 )

@@ -136,7 +136,7 @@ def build(machine: Machine, folder: Path, name: str) -> None:
     ours = (HERE / ("start.c" if machine.board else "hosted.c"), folder / "program.c")
     if machine.board is None:
         words = (*compiler, *STRICT, f"-I{folder}", *ours, folder / f"{name}.o")
-        _done(*words, "-o", folder / "program")
+        _done(*words, "-lm", "-o", folder / "program")
         return
     objects = []
     for source in ours:
@@ -164,7 +164,7 @@ def program(facts: Facts) -> str:
         for member in members(values):
             size = f"{m}_{side.upper()}_{member.upper()}_BYTES"
             align = f"_Alignas({m}_ALIGN)"
-            lines.append(f"{align} static unsigned char {side}_{member}[{size}];")
+            lines.append(f"{align} static unsigned char {side}_{member}[{size} ? {size} : 1];")
     lines.append(_STACK.replace("@M", m))
     lines += ["int main(void) {", '    int in = open_file("in.bin", 0);']
     lines += ['    int out = open_file("out.bin", 1);', "    if (in < 0 || out < 0) return 60;"]
@@ -176,13 +176,15 @@ def program(facts: Facts) -> str:
     )
     lines.append("    for (;;) {")
     for member in members(facts.inputs):
-        lines.append(f"        if (read_file(in, input_{member}, sizeof input_{member})) return 0;")
+        size = f"{m}_INPUT_{member.upper()}_BYTES"
+        lines.append(f"        if (read_file(in, input_{member}, {size})) return 0;")
     lines.append("        stack(1);")
     lines.append(f"        int status = {n}_run(&inputs, &outputs, memory + GUARD);")
     lines.append("        uint32_t taken = stack(0);")
     lines.append("        if (status) return 80 + status;")
     for member in members(facts.outputs):
-        lines.append(f"        if (write_file(out, output_{member}, sizeof output_{member}))")
+        size = f"{m}_OUTPUT_{member.upper()}_BYTES"
+        lines.append(f"        if (write_file(out, output_{member}, {size}))")
         lines.append("            return 61;")
     lines += [
         "        if (write_file(out, &taken, sizeof taken)) return 61;",

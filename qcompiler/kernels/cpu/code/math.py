@@ -235,7 +235,14 @@ class TirMath:
             a, b = self.cast(a, "uint8"), self.cast(b, "uint8")
         elif a.dtype in casts.HALF_FLOATS:
             a, b = self.cast(a, "float32"), self.cast(b, "float32")
-        return self.condition(node(a.expr, hidden.twin(self, a, b).expr))
+        return self._condition_of(node, a, hidden.twin(self, a, b))
+
+    def _condition_of(self, node: Callable[[Value, Value], Value], a: Vec, b: Vec) -> Vec:
+        """A comparison of operands of one type."""
+        as_compared = self.isa.intrinsics.get("compared")
+        if as_compared is None or not a.is_float or a.lanes == 1:
+            return self.condition(node(a.expr, b.expr))
+        return self.condition(node(as_compared(a.expr), as_compared(b.expr)))
 
     def differ(self, a: Any, b: Any) -> Vec:
         """Where they differ; NaN differs from everything."""
@@ -293,7 +300,7 @@ class TirMath:
         known = a.value is not None and not isnan(a.value)
         if known and (found := self._by_instruction(better, a, b)):
             return found
-        return self.where(self.condition(better(a.expr, b.expr)), a, b)
+        return self.where(self._condition_of(better, a, b), a, b)
 
     def _by_instruction(self, better: Better, a: Vec, b: Vec) -> Vec | None:
         """The larger or the smaller one, NaN if either is, where one instruction does that."""
