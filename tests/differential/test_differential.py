@@ -16,8 +16,10 @@ from qcompiler.onnx_io.reader import read
 from qcompiler.ops import make
 
 from . import damage, mutants
+from .boards import check_on_board
 from .changed import check_changed
 from .checks import Outcome, check, described, differs
+from .exported import check_exported
 from .generate import KINDS, Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
@@ -130,6 +132,26 @@ def test_models_written_in_other_ways_and_dtypes_do_what_they_mean(
 ) -> None:
     ended = [(seed, check_case(generate(seed))) for seed in range(6)]
     assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("check_case", [check_on_board, check_exported])
+def test_random_models_do_what_they_mean_on_other_processors_and_in_c(
+    check_case: Callable[[Case], Outcome],
+) -> None:
+    ended = [(seed, check_case(generate(seed))) for seed in range(8)]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_random_model_does_what_it_means_on_another_processor_and_in_c() -> None:
+    for check_case in (check_on_board, check_exported):
+        outcome = check_case(generate(3))
+        if "no qemu" in outcome.refused or "no C compiler" in outcome.refused:
+            pytest.skip(outcome.refused)
+        assert not outcome.faults
+        assert outcome.elements
 
 
 def told_of(case: Case, *, passes_only: bool) -> str:
