@@ -108,8 +108,10 @@ def main(words: Sequence[str] | None = None) -> None:
             for _ in range(a.repeat if a.gain or a.only_gain else 0):
                 begin = time.monotonic()
                 _, after = tuned(model, options, a.time, folder)
-                spent = f"{time.monotonic() - begin:.0f} s"
-                _say(model, "right facts, tuned", compared(best, after, a.threads), spent)
+                more = f"{time.monotonic() - begin:.0f} s"
+                if after.read_bytes() == best.read_bytes():
+                    more += ", the same artifact"
+                _say(model, "right facts, tuned", compared(best, after, a.threads), more)
             for what, device in () if a.only_gain else devices(right).items():
                 target = str(written(device, folder / f"{what.replace(' ', '_')}.toml"))
                 own = replace(options, target=target)
