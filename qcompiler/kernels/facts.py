@@ -215,8 +215,9 @@ def _sums(root: Node) -> tuple[Array, Array] | None:
 
 
 def _shortened(region: Region, device: Device) -> tuple[set[Node], set[Node]]:
-    """The `quantize` nodes whose scaled values always fit int16, and those to int8 whose zero point
-    is -128; none where no instruction gains by it.
+    """The `quantize` nodes whose scaled values always fit int16, with the `dequantize` nodes of
+    bytes whose zero points are bytes, too; and the `quantize` nodes to int8 whose zero point is
+    -128. None where no instruction gains by it.
     """
     if not isinstance(device, Cpu) or "quantize_short" not in device.isa.intrinsics:
         return set(), set()
@@ -224,6 +225,7 @@ def _shortened(region: Region, device: Device) -> tuple[set[Node], set[Node]]:
     columns = root.type.dims[-1] if root is not None and root.type.rank and root.type.static else 0
     short = _fitting(region, _SHORT, columns)
     constants = _examined(region)
+    short |= {n for n in region.nodes if n.op == "dequantize" and _of_bytes(n, constants)}
     least = {
         n
         for n in region.nodes
@@ -231,6 +233,15 @@ def _shortened(region: Region, device: Device) -> tuple[set[Node], set[Node]]:
         if (constants[n.operands[2]] == -128).all()
     }
     return short, least
+
+
+def _of_bytes(node: Node, constants: Mapping[Node, Array]) -> bool:
+    """Are a `dequantize` node's integers bytes, and its zero points bytes of the same dtype?"""
+    x, _, zero = node.operands
+    if x.dtype not in ("uint8", "int8") or zero not in constants:
+        return False
+    limits, found = np.iinfo(x.dtype), constants[zero]
+    return limits.min <= int(found.min()) and int(found.max()) <= limits.max
 
 
 def _halves(region: Region, device: Device) -> set[Node]:

@@ -30,7 +30,8 @@ class Facts:
     fits: bool = False
     """Of a `quantize`: what it rounds always fits int32, and is never NaN."""
     short: bool = False
-    """The same of int16; asked only where the instruction set gains by it."""
+    """The same of int16; of a `dequantize` of bytes: its zero points are such bytes, too. Asked
+    only where the instruction set gains by it."""
     least: bool = False
     """Of a `quantize` to int8: its zero point is -128; asked only there, too."""
     halves: bool = False

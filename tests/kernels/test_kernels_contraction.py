@@ -10,8 +10,9 @@ import pytest
 from emulator import load_or_skip
 from kernel_harness import compare, device, expected, isas, made, region_of, run, sharing
 
+from benchmarks.arm_loops import loops
 from qcompiler import plugins
-from qcompiler.emit.machine import compile_functions
+from qcompiler.emit.machine import compile_functions, machine_code
 from qcompiler.errors import Skip
 from qcompiler.hardware.core import REFERENCE
 from qcompiler.hardware.isa import ISAS, Cpu, Isa
@@ -302,6 +303,32 @@ def test_rows_of_windows_lie_side_by_side(isa: Isa) -> None:
                 kernel = (3,) * (len(image) - 1)
                 root = conv((*image, depth), (*kernel, depth, 50), left, right, **attrs, **value)
                 check(root, root, isa)
+
+
+@pytest.mark.parametrize(
+    ("name", "pair", "tile"),
+    [
+        ("arm_neon", ("float32", "float32"), (8, 3)),
+        ("arm_neon", ("float32", "float32"), (4, 4)),
+        ("arm_dotprod", ("int8", "int8"), (8, 3)),
+        ("arm_fp16", ("float16", "float16"), (8, 3)),
+    ],
+)
+def test_rows_are_copied_by_what_stores_four_vectors_in_turn(
+    name: str, pair: tuple[str, str], tile: tuple[int, int]
+) -> None:
+    """Compiled only; and no loop that multiplies spills."""
+    isa, root = ISAS[name], matmul(16, 64, 48 if pair[0] == "float32" else 96, *pair)
+    region = region_of(Graph(root.operands[:1], (root,), ("y",)), root)
+    with pytest.MonkeyPatch.context() as patches:
+        side_by_side(patches)
+        found = made(tiled, region, device(isa), lambda k: (k["rows"], k["vectors"]) == tile)
+    assert isinstance(found, Kernel)
+    text = str(machine_code({"kernel": found.func}, isa, "").inspect_source("asm"))
+    assert "\tst4\t" in text
+    hot = [loop for loop in loops(text) if len(loop.multiplies) >= 16]
+    assert hot
+    assert not any(loop.spills for loop in hot)
 
 
 def side_by_side(patches: pytest.MonkeyPatch) -> None:

@@ -393,6 +393,23 @@ def test_what_fits_16_bits_is_known_by_column_where_instructions_gain() -> None:
     assert not known(other, scales).least
 
 
+def test_differences_of_bytes_are_known_to_fit_16_bits_where_instructions_gain() -> None:
+    """Where every zero point is a byte of the same dtype."""
+
+    def known(zero: list[int], dtype: str = "uint8", on: Isa = ISAS["arm_dotprod"]) -> bool:
+        x, zeros = value(dtype, 4, 2), constant(np.int32(zero))
+        region = handed((make("dequantize", x, constant(np.float32(0.1)), zeros), None), device(on))
+        return region.known(region.output).short
+
+    assert known([0, 255])
+    assert not known([0, 256])
+    assert not known([-1, 0])
+    assert known([-128, 127], "int8")
+    assert not known([-128, 128], "int8")
+    assert not known([0, -(2**31)], "int8")
+    assert not known([0, 255], on=SETS[0])
+
+
 # -- generators cannot see more than the key says
 
 

@@ -139,6 +139,13 @@ def quantize(
     return m.cast(whole + zero, dtype)
 
 
+def dequantize_short(m: TirMath, x: Vec, scale: Vec, zero: Vec) -> Vec:
+    """The operator `dequantize`, bit for bit, of bytes whose zero point is a byte, too: their
+    differences fit 16 bits, of which a vector has twice as many.
+    """
+    return m.cast(m.cast(x, "int16") - m.cast(zero, "int16"), "float32") * scale
+
+
 def own(m: TirMath, name: str, x: Vec) -> Vec | None:
     """A function that LLVM knows, of float32 in whole vectors, as the instruction set's own code
     for one vector (an intrinsic of LLVM's name); None where it has none.

@@ -20,7 +20,7 @@ from tvm import tirx
 
 from qcompiler.ir import Node, numpy_dtype
 from qcompiler.kernels.cpu.code import polynomials, tir
-from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
+from qcompiler.kernels.cpu.code.casts import HALF_FLOATS, dequantize_short
 from qcompiler.kernels.cpu.code.loops import indices
 from qcompiler.kernels.cpu.code.math import Table, TirMath
 from qcompiler.kernels.cpu.code.narrow import FLOATS, INTEGERS, NARROW, POWERS
@@ -191,6 +191,8 @@ class Fused:
                 short=facts.short,
                 least=facts.least,
             )
+        if node.op == "dequantize" and self._region.known(node).short:
+            formula = dequantize_short
         if short and node in self._rounded:
             formula = partial(_ROUNDED[node.op], to=self._rounded[node])
         assert formula is not None, f"{node.op} is not elementwise"

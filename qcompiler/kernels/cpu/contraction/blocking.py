@@ -20,6 +20,7 @@ from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.contraction.loops import Cut
 from qcompiler.kernels.cpu.contraction.operands import Panels, Product, panel_bytes, sections
 from qcompiler.kernels.cpu.contraction.problem import Problem
+from qcompiler.kernels.cpu.contraction.zipped import copy_instructions
 
 TOGETHER = 4  # vectors of sums that are finished and stored at once
 FINISH_CYCLES = 5.0  # of the reference: convert, scale, clip and store one vector of sums
@@ -30,9 +31,8 @@ ROW_INSTRUCTIONS = 3.0  # where a row is written
 LOOP_INSTRUCTIONS = 3.0  # of an iteration over k
 TILE_CYCLES = 20.0  # of the reference: begin a tile
 JOIN_INSTRUCTIONS = 7.0  # widen a vector of short sums, scale and add it to two others
-ZIP_INSTRUCTIONS = {1: 1.0, 2: 1.75}  # copy a row's left operand of a step, of so many parts
-SHORT_COPY = 2.0  # times as many, as counted, of bytes by lane: loops and addresses weigh more
 TAP_CYCLES = 10.0  # of the reference: begin a tap
+HIDDEN = 0.7  # part of the shorter of two that overlap, instructions and products, that counts
 BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
 
 Tile = Callable[[int, int], float]
@@ -223,9 +223,7 @@ def _cycles(problem: Problem, product: Product, device: Cpu, tiling: Tiling, til
         block += 2 * lines / core.bytes_per_cycle[max(1, level(device, lines))]
     if product.zipped:
         copies = left / product.zipped_vector * product.together * 8 / tir.bits(product.left)
-        each = ZIP_INSTRUCTIONS[product.parts]
-        if product.mac.rows == 1 and product.mac.k > 1 and product.parts == 1:
-            each *= SHORT_COPY
+        each = copy_instructions(product, tiling.rows) / tiling.rows
         block += copies * each / core.issue_per_cycle
     return block * my_blocks
 
@@ -333,8 +331,9 @@ def _by_instructions(
     moved = rows / 2 if product.mac.rows > 1 else rows * (product.parts > 1)
     loads = rows / product.mac.by_lane
     taps = problem.tap_count
-    if product.zipped:  # vectors are loaded in pairs, here as in the right operand
-        moved, loads, taps = 0, product.lefts(rows) / 2, 1
+    if product.zipped:  # in pairs, as the right operand's, or one row alone, from its own address
+        alone = product.together > 1 and rows % product.together == 1
+        moved, loads, taps = 0, -(-(product.lefts(rows) - alone) // 2) + 2 * alone, 1
     issued = high * vectors * product.instructions + loads + moved
     issued += vectors / 2 + LOOP_INSTRUCTIONS / product.unroll  # vectors are loaded in pairs
     each = TO_BYTES if problem.result_bytes == 1 else TO_FLOATS
@@ -349,7 +348,7 @@ def _by_instructions(
     if core.in_order:
         step += (loads + vectors) / core.loads_per_cycle
     multiplied = steps * step
-    return max(begun, multiplied) + 0.3 * min(begun, multiplied)
+    return max(begun, multiplied) + HIDDEN * min(begun, multiplied)
 
 
 def _to_bytes(core: Core, rows: int, vectors: int, multiplying: float, after: float) -> float:
