@@ -35,6 +35,7 @@ FILES = (
     "artifact/program.py",
     "artifact/sizes.py",
     "cli/__init__.py",
+    "cli/acting.py",
     "cli/arguments.py",
     "cli/batch.py",
     "cli/commands.py",

@@ -36,17 +36,22 @@ class Parser(argparse.ArgumentParser):
 
 def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     """The words of a command line (None: of this process) -> its arguments. Wrong usage ends the
-    process with status 2.
+    process with status 2; flags that mean nothing together raise Error.
     """
     top = parser()
     found, unknown = top.parse_known_args(words)
-    if unknown and not hasattr(found, "absent"):
-        commands = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
-        command = commands.choices[found.command]
+    if hasattr(found, "absent"):
+        return found
+    commands = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    command = commands.choices[found.command]
+    if unknown:
         wrong = next((w for w in unknown if w.startswith("-")), unknown[0]).partition("=")[0]
         near = get_close_matches(wrong, command._option_string_actions, 1)
         meant = f", did you mean {near[0]}?" if near else ""
         command.error(f"unrecognized argument {wrong}{meant}")
+    from qcompiler.cli.acting import demand_acting  # which imports what --help need not wait for
+
+    demand_acting(found, command)
     return found
 
 
@@ -115,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--text", action="store_true", help="print the graph's text")
     if compiling is not None:
-        compiling.compile_flags(inspect)
+        compiling.compile_flags(inspect, omit=("compress",))
 
     compare = commands.add_parser(
         "compare", parents=[common], help="compare an artifact with onnxruntime"

@@ -35,7 +35,7 @@ def add(commands: Commands, common: Parser) -> None:
     quantize.add_argument(
         "-o", "--output", type=Path, help="model to write (default: MODEL.qdq.onnx)"
     )
-    compile_flags(quantize, precision="int8")
+    compile_flags(quantize, omit=("compress",), precision="int8")
 
     retrain = commands.add_parser(
         "retrain", parents=[common], help="tune weights for quantization or pruning (needs torch)"
@@ -44,7 +44,8 @@ def add(commands: Commands, common: Parser) -> None:
     retrain.add_argument("--data", type=Path, required=True, help="samples, as for --calibration")
     retrain.add_argument("-o", "--output", type=Path, help="default: MODEL.retrained.onnx")
     flags.add(retrain, Training)
-    compile_flags(retrain, precision="")  # int8, unless --prune or --pass asks for something else
+    # int8, unless --prune or --pass asks for something else
+    compile_flags(retrain, omit=("compress",), precision="")
 
     export = commands.add_parser(
         "export", parents=[common], help="ONNX model or artifact -> object file and header for C"
@@ -52,7 +53,7 @@ def add(commands: Commands, common: Parser) -> None:
     export.add_argument("model", type=Path, help="an .onnx file or an artifact")
     export.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
     export.add_argument("--format", choices=("c",), default="c", help="for whom (default: c)")
-    compile_flags(export, Exporting)
+    compile_flags(export, Exporting, omit=("compress",))
 
     _tune_commands(commands, common)
 
@@ -67,7 +68,7 @@ def _tune_commands(commands: Commands, common: Parser) -> None:
     )
     flags.add(tune, Tuning)
     tune.add_argument("--dry-run", action="store_true", help="print what there is to tune")
-    compile_flags(tune, omit=("tuning_records",))
+    compile_flags(tune, omit=("tuning_records", "compress"))
     group = tune.add_argument_group("another machine")
     group.add_argument(
         "--remote",

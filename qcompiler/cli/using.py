@@ -7,7 +7,6 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +14,13 @@ import numpy as np
 from qcompiler.artifact.artifact import Artifact, Binary, Variant, open_artifact
 from qcompiler.artifact.program import read
 from qcompiler.cli import batch, executing, gpu, remote, show
+from qcompiler.cli.acting import is_artifact
 from qcompiler.cli.arguments import percentiles
 from qcompiler.cli.inputs import inputs_of
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.dtypes import Array
 from qcompiler.errors import Error, compiler_missing
-from qcompiler.files import opened, size
+from qcompiler.files import size
 from qcompiler.runtime.choosing import lacking
 from qcompiler.runtime.open_sizes import turns
 from qcompiler.runtime.text import NOTE, Program
@@ -181,12 +181,7 @@ def _cell(value: object) -> object:
 
 def inspect(a: Namespace) -> int:
     """Model or artifact -> its description."""
-    artifact = _is_artifact(a.model)
-    for flag in ("explain", "dump"):
-        if getattr(a, flag, None) and (artifact or not a.plan):
-            what = f"--{flag} tells how a model is compiled"
-            raise Error(what, hint=f"an .onnx file and --plan: inspect MODEL.onnx --plan --{flag}")
-    if artifact:
+    if is_artifact(a.model):
         return _inspect_artifact(a, open_artifact(a.model))
     from qcompiler.cli.describing import inspect_model
 
@@ -301,11 +296,6 @@ def load_of(a: Namespace) -> Model | CudaModel | RemoteModel:
     if device == "cpu":
         return load(a.artifact, threads=threads, variant=a.variant)
     return cuda.load(a.artifact, variant=a.variant, device=device)
-
-
-def _is_artifact(path: Path) -> bool:
-    with opened(path) as file:
-        return file.read(4) == b"PK\x03\x04"
 
 
 def _summary(array: Array) -> dict[str, object]:

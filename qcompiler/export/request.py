@@ -58,6 +58,8 @@ class Exporting(Keywords):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compress:
+            raise Error("only artifacts are compressed: nothing unpacks weights in C")
         if self.threads > 1 and not self.parallel:
             hint = "parallel: callback or pthread"
             raise Error(f"{self.threads} threads, and no function that shares the work", hint=hint)

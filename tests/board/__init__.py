@@ -59,7 +59,7 @@ CPUS = {
     "riscv_v": (f"{_RVA22},vlen=128", f"{_RVA22},vlen=512"),
 }
 """Instruction set -> processors that have it and, but for the last, little more."""
-FLUSHES = frozenset({"arm_v7"})
+FLUSHES = frozenset({"arm_v7", "arm_m55"})
 """Instruction sets whose vectors of float32 take numbers below 2^-126 for zeros."""
 _CRASHED = (139, -11)
 """Status of what ended by SIGSEGV, as a shell says it and as Python does."""
