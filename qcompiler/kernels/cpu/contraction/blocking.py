@@ -341,13 +341,17 @@ def _by_instructions(
     if isinstance(product.mac, ShortMac):
         joins, _ = sections(product.mac.steps, problem.tap_count, problem.depth)
         finish = 2 * finish + joins * high * vectors * JOIN_INSTRUCTIONS
-    beside = rows * ROW_INSTRUCTIONS + TILE_CYCLES + TAP_CYCLES * taps
-    begun = (steps * issued + finish + beside) / core.issue_per_cycle
+    ends = rows * ROW_INSTRUCTIONS + TILE_CYCLES + TAP_CYCLES * taps
+    begun = (steps * issued + finish + ends) / core.issue_per_cycle
     chain = 1.0 if product.temporaries else core.latency_cycles
     step = max(high * vectors * product.multiplications / core.macs_per_cycle, chain)
     if core.in_order:
         step += (loads + vectors) / core.loads_per_cycle
-    multiplied = steps * step
+    return beside(begun, steps * step)
+
+
+def beside(begun: float, multiplied: float) -> float:
+    """Cycles in which instructions can begin, and in which products can -> those that both take."""
     return max(begun, multiplied) + HIDDEN * min(begun, multiplied)
 
 

@@ -19,13 +19,20 @@ and write their sum, those of one quarter nearly for nothing.
 """
 # Cycles of the reference core:
 SPREAD_CYCLES = 25.0  # a vector of each quarter of a pair of rows: loads, sums, seven stores
-ZIP_CYCLES = 4.0  # more where rows are zipped: two shuffles for each quarter
 GATHER_CYCLES = 20.0  # a vector of each product: loads, sums, four that are finished
 STORE_CYCLES = 2.0  # a vector of sums
 ADD_CYCLES = 1.0  # a vector of sums to those of the blocks of depth before
 TILE_CYCLES = 20.0
+# Instructions, as counted on 64-bit ARM, of the same where products take a lane of a vector:
+SPREAD_INSTRUCTIONS = 51.0
+GATHER_INSTRUCTIONS = 40.0
+MAKE_INSTRUCTIONS = 8.0  # of a step that writes sums: addresses, a prefetch, a loop of one step
+STORE_INSTRUCTIONS = 2.0  # a zero at first, and a store
+ADD_INSTRUCTIONS = 2.0
+TILE_INSTRUCTIONS = 50.0
 DEEP = 768  # sums whose operands stay in the second-level cache
 NEAR = 0.95  # of the second-level cache, for what is read again and again
+AWAY = 0.1  # of a tile's time: sums come from the third-level cache, and go there, if that is less
 
 
 @dataclass(frozen=True)
@@ -87,16 +94,24 @@ class Layout:
 
     @property
     def near_bytes(self) -> int:
-        """What a block reads again and again."""
-        return 4 * (self.task_size - PRODUCTS * self.line + 2 * self.tiling.depth * self.wide)
+        """What a block reads again and again: both operands of a pass, and a pair's sums."""
+        again = self.sums_at - PRODUCTS * self.line + 2 * self.tiling.depth * self.wide
+        return 4 * (again + self.tiling.block * self.cut.size * self.slot_step)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Sums that wait for other passes."""
+        return 4 * (self.task_size - self.sums_at) if self.passes > 1 else 0
 
 
 def losses(problem: Problem, product: Product, device: Cpu) -> float:
     """How much longer a product takes than its multiplications alone: the code that multiplies
     quarters loses to the ends of tiles, and to waiting for the left operand, what the same code
     does in a direct product, of which the model knows; one that is not so deep that it waits for
-    operands that blocks of the depth keep near.
+    operands that blocks of the depth keep near. Nothing where instructions are counted.
     """
+    if product.mac.by_lane > 1:
+        return 1.0
     problem = replace(problem, depth=min(problem.depth, DEEP))
     found = direct.priced(problem, product, device)
     if not found:
@@ -127,12 +142,20 @@ def tilings(problem: Problem, product: Product, device: Cpu) -> Iterator[Tiling]
                     block = -(-share // blocks)
                     for depth in _depths(problem.depth, lanes if product.zipped else 1):
                         t = Tiling(r, v, block, along, across, depth=depth)
-                        near = Layout.of(problem, t, device.core, product).near_bytes
-                        if near < device.l2_bytes * NEAR:
+                        if _fits(Layout.of(problem, t, device.core, product), product, device):
                             yield t
                             break
                     if block == 1:
                         break
+
+
+def _fits(layout: Layout, product: Product, device: Cpu) -> bool:
+    """Does the second-level cache hold what is read again and again?"""
+    core, size = device.core, 4 * layout.lanes
+    moves = 2 * size / core.l3_bytes_per_cycle
+    away = moves < AWAY * layout.tiling.depth / core.macs_per_cycle
+    held = layout.near_bytes + (0 if away else layout.waiting_bytes)
+    return held < device.l2_bytes * NEAR
 
 
 def _depths(depth: int, least: int) -> Iterator[int]:
@@ -142,24 +165,71 @@ def _depths(depth: int, least: int) -> Iterator[int]:
             yield depth // (2 * passes)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Cycles of a step of a tile, of one that makes sums of the right operand's quarters, of a
+    tile's end, of a vector of each quarter of a pair of rows, and of a vector of each product.
+    """
+
+    step: float
+    making: float
+    end: float
+    spread: float
+    gather: float
+
+    @staticmethod
+    def of(layout: Layout, rows: int, product: Product, core: Core) -> _Parts:
+        """Of tiles of so many pairs of rows."""
+        if product.mac.by_lane > 1:
+            return _Parts._by_instructions(layout, rows, product, core)
+        vectors = layout.tiling.vectors
+        macs, loads = rows * vectors, rows + vectors
+        step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles)
+        each = STORE_CYCLES if layout.passes == 1 else ADD_CYCLES
+        end = core.cycles(macs * each + TILE_CYCLES)
+        return _Parts(step, step, end, core.cycles(SPREAD_CYCLES), core.cycles(GATHER_CYCLES))
+
+    @staticmethod
+    def _by_instructions(layout: Layout, rows: int, product: Product, core: Core) -> _Parts:
+        """Of short vectors, as those of direct products: how many can be begun may decide."""
+        vectors = layout.tiling.vectors
+        macs, loads = rows * vectors, product.lefts(rows) + vectors  # in pairs
+        issued = macs + loads / 2 + direct.LOOP_INSTRUCTIONS / product.unroll
+        waits = loads / core.loads_per_cycle if core.in_order else 0.0
+
+        def step(more: float, sums: int) -> float:
+            multiplied = max((macs + sums) / core.macs_per_cycle, core.latency_cycles) + waits
+            return direct.beside((issued + more) / core.issue_per_cycle, multiplied)
+
+        makes = 2 * vectors + MAKE_INSTRUCTIONS  # each: half a load of two, a sum, half a store
+        each = STORE_INSTRUCTIONS + ADD_INSTRUCTIONS * (layout.passes > 1)
+        others = (macs * each + TILE_INSTRUCTIONS, SPREAD_INSTRUCTIONS, GATHER_INSTRUCTIONS)
+        end, spread, gather = (n / core.issue_per_cycle for n in others)
+        return _Parts(step(0, 0), step(makes, vectors), end, spread, gather)
+
+
 def cycles(layout: Layout, product: Product, device: Cpu) -> float:
     """What the slowest task takes."""
     tiling, cut, core = layout.tiling, layout.cut, device.core
     lanes, passes = layout.lanes, layout.passes
     units = -(-cut.pieces // tiling.row_tasks)
     pairs = -(-layout.pairs // tiling.column_tasks)
-    blocks, rows = -(-units // tiling.block), units * cut.size
-    macs, loads = cut.size * tiling.vectors, cut.size / product.mac.by_lane + tiling.vectors
-    each = SPREAD_CYCLES + ZIP_CYCLES * product.zipped
-    step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles)
-    end = core.cycles(macs * (STORE_CYCLES if passes == 1 else ADD_CYCLES) + TILE_CYCLES)
-    left, right = (4 * tiling.depth * n for n in (cut.size, layout.wide))
-    near = left + right <= device.l1_bytes * 3 // 4
-    fetch = (left / 2 + (0 if near else right)) / core.l2_bytes_per_cycle
-    tile = core.overlapped(tiling.depth * step, fetch) + end
-    first = core.overlapped(tiling.depth * step, 3 * right / core.l2_bytes_per_cycle) + end
-    multiply = pairs * passes * (PRODUCTS * units * tile + SUMS * blocks * max(0.0, first - tile))
-    spread = rows * passes * -(-tiling.depth // lanes) * core.cycles(each)
-    gather = rows * pairs * tiling.vectors * core.cycles(GATHER_CYCLES)
-    read = blocks * pairs * 2 * layout.wide * layout.problem.depth * 4 / core.l3_bytes_per_cycle
-    return core.overlapped(multiply, read) + spread + gather
+    blocks = -(-units // tiling.block)
+    tiles = rows = more = 0.0
+    for _, count, size, _ in cut.runs():
+        parts = _Parts.of(layout, size, product, core)
+        left, right = (4 * tiling.depth * n for n in (size, layout.wide))
+        near = left + right <= device.l1_bytes * 3 // 4
+        fetch = (left / 2 + (0 if near else right)) / core.l2_bytes_per_cycle
+        tile = core.overlapped(tiling.depth * parts.step, fetch) + parts.end
+        first = core.overlapped(tiling.depth * parts.making, 3 * right / core.l2_bytes_per_cycle)
+        share = units * count / cut.pieces
+        tiles, rows = tiles + share * tile, rows + share * size
+        more = max(more, first + parts.end - tile)
+    multiply = pairs * passes * (PRODUCTS * tiles + SUMS * blocks * more)
+    spread = rows * passes * -(-tiling.depth // lanes) * parts.spread
+    gather = rows * pairs * tiling.vectors * parts.gather
+    read = blocks * pairs * 2 * layout.wide * layout.problem.depth * 4
+    if layout.near_bytes + layout.waiting_bytes > device.l2_bytes * NEAR:
+        read += blocks * 2 * (passes - 1) * layout.waiting_bytes
+    return core.overlapped(multiply, read / core.l3_bytes_per_cycle) + spread + gather
