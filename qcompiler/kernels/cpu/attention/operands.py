@@ -169,14 +169,18 @@ class Keys:
         if self.head:
             panel.store(0, tir.wrapping("-", tir.const(0, "int32", lanes), added[0]))
 
-    def load(self, panels: Pointer, panel: Value, step: Value) -> Value:
+    def at(self, panel: Value) -> Value:
+        """Where a panel begins."""
+        return panel * (self.vectors * self.lanes)
+
+    def load(self, panel: Pointer, step: Value) -> Value:
         """The right operand of a panel's multiply-accumulate."""
-        at = (panel * self.vectors + (step + self.head)) * self.lanes
-        return tir.reinterpret(panels.load(at, self.lanes), self.product.right)
+        at = (step + self.head) * self.lanes
+        return tir.reinterpret(panel.load(at, self.lanes), self.product.right)
 
     def correction(self, panels: Pointer, panel: Value) -> Value:
         """The initial sums of a panel."""
-        return panels.load(panel * (self.vectors * self.lanes), self.lanes)
+        return panels.load(self.at(panel), self.lanes)
 
 
 class Values:

@@ -230,9 +230,10 @@ class AttentionTask:
         """A block of queries * a panel of keys -> scores[query, key], and their running maximum."""
         b, m, lanes = self.b, self.m, self.lanes
         keys, panels = self.packed_keys, self.key_panels
+        near = [self._near(panels + b.let(keys.at(first + v), "at")) for v in range(run.vectors)]
 
         def right(step: Value, v: int) -> Value:
-            return keys.load(panels, first + v, step)
+            return keys.load(near[v], step)
 
         def correction(v: int) -> Value:
             return keys.correction(panels, first + v)
@@ -250,6 +251,11 @@ class AttentionTask:
                 value = self._biased(m.cast(value, "float32"), bias, at, there, query + r)
                 self.scores.store(r * self.row + at, value.expr)
                 tops[r] = m.larger(m.vec(tops[r]), value).expr
+
+    def _near(self, pointer: Pointer) -> Pointer:
+        """A pointer of its own: from one for all, far vectors would not be loaded in pairs."""
+        again = self.d.isa.intrinsics.get("again")
+        return again(self.b, pointer) if again else pointer
 
     def _factor(self) -> Vec:
         """The factor of products: the scale in units of log 2, or of the cap."""
