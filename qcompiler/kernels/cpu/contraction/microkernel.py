@@ -85,8 +85,6 @@ class Right:
     panel: Pointer | None = None
     scale: Callable[[int], Value] | None = None
     again: Callable[[], Iterator[Callable[[int], Value]]] | None = None
-    unroll: int = 0
-    """Steps of an iteration over k; 0: as many as the product's left operands are loaded for."""
 
 
 def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) -> Registers:
@@ -108,7 +106,7 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     # every row an address of its own, loads all of them first, and spills the sums.
     base = b.let(tir.cast(base, "int64"), "base")
     steps, run = product.steps(left.depth), product.run
-    unroll = right.unroll or product.unroll
+    unroll = product.unroll
     whole = steps if left.guarded else left.depth // mac.k
     if left.steps is not None:
         whole = steps = left.steps

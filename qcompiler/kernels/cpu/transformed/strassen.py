@@ -18,7 +18,8 @@ for each task (a share of the rows, of the columns, or of both)
 
 Sums of B's quarters are made by the first tile of rows, on its way. Weights are stored once, in
 panels as for eight products; runs of few rows multiply these (strassen_rows.py). Where instructions
-take a lane of a vector, the rows of left[product] are zipped (contraction/zipped.py). Sources: V.
+take a lane of a vector, the rows of left[product] are zipped (contraction/zipped.py), and sums are
+made before: tiles fill the registers, and short vectors are loaded and stored in pairs. Sources: V.
 Strassen, "Gaussian elimination is not optimal", 1969; that packing may add: J. Huang and others,
 "Strassen's algorithm reloaded", 2016.
 """
@@ -39,7 +40,7 @@ from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
 from qcompiler.kernels.cpu.code.loops import sweep
-from qcompiler.kernels.cpu.code.tir import Builder, Registers, Value
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.loops import share_of
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
@@ -388,39 +389,48 @@ class _Task:
             with b.when(tirx.EQ(sign, tir.const(0))):
                 self._tiles(pair, number, block.tiles, whole)
         with b.otherwise() if quarters else nullcontext():
-            if zipped:  # there is no register left for the sign
-                with b.when(sign < 0):
-                    self._tiles(pair, number, block.makers, partial(make, sub), apart=True)
-                with b.otherwise():
-                    self._tiles(pair, number, block.makers, partial(make, add), apart=True)
-            else:
-                by = b.hold(tir.broadcast(tir.cast(sign, "float32"), lanes), "sign")
-                more = partial(make, lambda a, b: tir.fma(b, by, a))
-                self._tiles(pair, number, block.makers, more)
+            if zipped:
+                for join, here in ((sub, sign < 0), (add, sign > 0)):
+                    with b.when(here):
+                        self._make(one, other, later, join)
+                self._tiles(pair, number, block.tiles, made)
+                return
+            by = b.hold(tir.broadcast(tir.cast(sign, "float32"), lanes), "sign")
+            more = partial(make, lambda a, b: tir.fma(b, by, a))
+            self._tiles(pair, number, block.makers, more)
             self._tiles(pair, number, block.others, made)
 
-    def _tiles(
-        self,
-        pair: _Pair,
-        number: Value,
-        tiles: _Tiles,
-        load: Callable[[Value, int], Value],
-        *,
-        apart: bool = False,
+    def _make(
+        self, one: Pointer, other: Pointer, later: Value, join: Callable[[Value, Value], Value]
     ) -> None:
-        """A product's sums of tiles. `apart`: with one step an iteration, which LLVM mixes with no
-        other.
-        """
+        """Sums of two quarters, a cache line at a time."""
+        b, lanes, line = self.b, self.lanes, self.layout.line
+        size = self.depth * self.wide
+
+        def some(at: Value, count: int) -> None:
+            self.w.prefetch(later + at, level=2)
+            for i in range(0, count, lanes):
+                place = b.let(at + i, "at")
+                self.right.store(place, join(one.load(place, lanes), other.load(place, lanes)))
+
+        with b.serial(size // line, "line") as i:
+            some(b.let(i * line, "at"), line)
+        if size % line:
+            some(tir.const(size // line * line), size % line)
+
+    def _tiles(
+        self, pair: _Pair, number: Value, tiles: _Tiles, load: Callable[[Value, int], Value]
+    ) -> None:
+        """A product's sums of tiles."""
         b, vectors, block = self.b, self.layout.tiling.vectors, pair.block
         for first, count, rows in tiles:
             with b.serial(count, "tile", first) as tile:
                 slot = self._slot(block, tile)
                 offsets = tuple(r * self.layout.row_step for r in range(rows))
-                again = Builder.again if apart else None
-                left = Left(self.left, offsets, (), self.depth, guarded=False, again=again)
+                left = Left(self.left, offsets, (), self.depth, guarded=False)
                 left = replace(left, zipped=self.product.zipped)
                 base = b.let(slot * self.layout.row_step + number * self.layout.left_step, "base")
-                made = sums(b, self.product, left, base, Right(vectors, load, unroll=int(apart)))
+                made = sums(b, self.product, left, base, Right(vectors, load))
                 target = _long(b, self._kept(pair, slot) + number * self.wide)
                 self._keep(block, made, target, rows)
 

@@ -14,8 +14,8 @@ from qcompiler.kernels.cpu.contraction.problem import Problem
 
 PRODUCTS = 7
 SUMS = 5
-"""As many products' first tiles in a block are longer: they read two quarters of the right operand
-and write their sum, those of one quarter nearly for nothing.
+"""As many products' first tiles in a block are longer, or later: two quarters of the right operand
+are read, and their sum is written.
 """
 # Cycles of the reference core:
 SPREAD_CYCLES = 25.0  # a vector of each quarter of a pair of rows: loads, sums, seven stores
@@ -26,7 +26,7 @@ TILE_CYCLES = 20.0
 # Instructions, as counted on 64-bit ARM, of the same where products take a lane of a vector:
 SPREAD_INSTRUCTIONS = 51.0
 GATHER_INSTRUCTIONS = 40.0
-MAKE_INSTRUCTIONS = 8.0  # of a step that writes sums: addresses, a prefetch, a loop of one step
+MAKE_INSTRUCTIONS = 3.0  # a vector of the right operand's sums: loads and stores are of two
 STORE_INSTRUCTIONS = 2.0  # a zero at first, and a store
 ADD_INSTRUCTIONS = 2.0
 TILE_INSTRUCTIONS = 50.0
@@ -167,8 +167,8 @@ def _depths(depth: int, least: int) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Cycles of a step of a tile, of one that makes sums of the right operand's quarters, of a
-    tile's end, of a vector of each quarter of a pair of rows, and of a vector of each product.
+    """Cycles of a step of a tile, of one for which the right operand is summed, of a tile's end, of
+    a vector of each quarter of a pair of rows, and of a vector of each product.
     """
 
     step: float
@@ -196,16 +196,13 @@ class _Parts:
         macs, loads = rows * vectors, product.lefts(rows) + vectors  # in pairs
         issued = macs + loads / 2 + direct.LOOP_INSTRUCTIONS / product.unroll
         waits = loads / core.loads_per_cycle if core.in_order else 0.0
-
-        def step(more: float, sums: int) -> float:
-            multiplied = max((macs + sums) / core.macs_per_cycle, core.latency_cycles) + waits
-            return direct.beside((issued + more) / core.issue_per_cycle, multiplied)
-
-        makes = 2 * vectors + MAKE_INSTRUCTIONS  # each: half a load of two, a sum, half a store
+        multiplied = max(macs / core.macs_per_cycle, core.latency_cycles) + waits
+        step = direct.beside(issued / core.issue_per_cycle, multiplied)
+        making = step + MAKE_INSTRUCTIONS * vectors / core.issue_per_cycle
         each = STORE_INSTRUCTIONS + ADD_INSTRUCTIONS * (layout.passes > 1)
         others = (macs * each + TILE_INSTRUCTIONS, SPREAD_INSTRUCTIONS, GATHER_INSTRUCTIONS)
         end, spread, gather = (n / core.issue_per_cycle for n in others)
-        return _Parts(step(0, 0), step(makes, vectors), end, spread, gather)
+        return _Parts(step, making, end, spread, gather)
 
 
 def cycles(layout: Layout, product: Product, device: Cpu) -> float:
