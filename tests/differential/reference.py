@@ -107,6 +107,8 @@ ROUNDED: Mapping[str, tuple[float, float]] = {
 """The error of a Gelu that nothing but a rounding reads (`polynomials.gelu_rounded`): its share of
 the operand, and what it is at most.
 """
+SWISH = 2.0**-14.5, 2.5e-5
+"""That of such a Swish (`polynomials.swish_rounded`), of alpha x."""
 # fmt: on
 
 
@@ -228,12 +230,17 @@ def _unit(dtype: str) -> float:
 
 
 def _rounded(graph: Graph) -> dict[Node, tuple[float, float]]:
-    """Gelu nodes that nothing but roundings reads -> their errors."""
+    """Gelu and Swish nodes that nothing but roundings reads -> their errors."""
     found: dict[Node, tuple[float, float]] = {}
-    for gelu in (n for n in graph.nodes if n.op == "Gelu" and n not in graph.outputs):
-        kinds = {_rounds_to(n) for n in graph.nodes if gelu in n.operands}
-        if kinds and None not in kinds:
-            found[gelu] = max(ROUNDED[str(k)] for k in kinds)
+    for node in (n for n in graph.nodes if n.op in ("Gelu", "Swish") and n not in graph.outputs):
+        kinds = {_rounds_to(n) for n in graph.nodes if node in n.operands}
+        if not kinds or None in kinds:
+            continue
+        if node.op == "Gelu":
+            found[node] = max(ROUNDED[str(k)] for k in kinds)
+        else:
+            share, most = SWISH
+            found[node] = share, most / abs(float(node.attrs["alpha"]) or 1.0)
     return found
 
 

@@ -236,6 +236,41 @@ def test_a_gelu_rounded_to_bytes_is_as_accurate_as_promised(
 
 
 @ISAS
+@pytest.mark.parametrize("alpha", [1.0, 1.702, 0.1])
+@pytest.mark.parametrize("to", ["uint8", "bfloat16"])
+def test_a_rounded_swish_is_as_accurate_as_promised(isa: Isa, alpha: float, to: str) -> None:
+    x = np.concatenate([np.linspace(-95, 95, 20011), np.linspace(-0.05, 0.05, 5000)])
+    x = np.concatenate([x, [0.0, -0.0, 3e38, -3e38, np.inf, -np.inf]]).astype(np.float32)
+    node = placeholder("x", Type("float32", x.shape))
+    swish = make("Swish", node, alpha=alpha)
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = np.asarray(x, np.float64) / (1 + np.exp(-np.float64(alpha) * x))
+    exact[x == -np.inf] = 0.0
+    error = np.abs(exact) * 2.0**-13.5 + 1e-30
+    for multiplier in (10, 1000, 1 << 20):
+        rounded = make("Cast", swish, to="bfloat16")
+        if to == "uint8":
+            scale, zero = constant(np.float32(multiplier)), constant(np.int32(100))
+            rounded = make("quantize", swish, scale, zero, dtype="uint8")
+        region = region_of(Graph((node,), (rounded,), ("y",)), None)
+        kernel = choose(region, device(isa)).kernel
+        assert isinstance(kernel, Kernel)
+        values = {node: x} | {n: n.array for n in region.inputs if n.is_constant}
+        got = fenced_run(kernel, region, isa, values).astype(np.float64)
+        if to == "bfloat16":
+            finite = np.isfinite(exact)
+            bound = error[finite] + np.abs(exact[finite]) * 2.0**-8
+            assert (np.abs(got[finite] - exact[finite]) <= bound).all()
+            np.testing.assert_array_equal(got[~finite], exact[~finite])
+            return
+        ends = np.nan_to_num(exact, posinf=1e9)
+        least, most = (
+            np.clip(np.rint((ends + e) * multiplier) + 100, 0, 255) for e in (-error, error)
+        )
+        assert ((least <= got) & (got <= most)).all()
+
+
+@ISAS
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_a_gelu_rounded_to_bfloat16_is_as_accurate_as_promised(isa: Isa, approximate: str) -> None:
     x = np.append(np.linspace(-9, 9, 20011), [1e9, -1e9]).astype(np.float32)

@@ -46,7 +46,10 @@ _SHORTER: Mapping[str, Callable[..., Vec]] = {
 }
 """Cheaper formulas of the same value, in float32."""
 
-_ROUNDED: Mapping[str, Callable[..., Vec]] = {"Gelu": polynomials.gelu_rounded}
+_ROUNDED: Mapping[str, Callable[..., Vec]] = {
+    "Gelu": polynomials.gelu_rounded,
+    "Swish": polynomials.swish_rounded,
+}
 """Formulas for results that are only rounded `to` "byte" or "bfloat16"."""
 
 

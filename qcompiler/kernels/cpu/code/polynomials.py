@@ -170,6 +170,22 @@ def swish(m: TirMath, x: Vec, *, alpha: float) -> Vec:
     return x * sigmoid(m, x if alpha == 1 else x * alpha)
 
 
+def swish_rounded(m: TirMath, x: Vec, *, alpha: float, to: str) -> Vec:
+    """Swish for a result that is rounded `to` a "byte" or "bfloat16": error 2^-13.5 of it.
+
+    The difference to max(x, 0) is |x| sigmoid(-|alpha x|), whose exponential is coarse.
+    """
+    if not 2.0**-4 <= alpha <= 2.0**4:
+        return swish(m, x, alpha=alpha)
+    size = m.min(m.abs(x if alpha == 1 else x * alpha), 80.0)
+    shifted = m.fma(size, -_LOG2_E, _ROUND)
+    f = m.fma(size, -_LOG2_E, _ROUND - shifted)
+    power = m.bits(polynomial(m, f, _EXP2_COARSE), "int32") + (m.bits(shifted, "int32") << 23)
+    away = m.bits(power, "float32")
+    tail = size * away / (away + 1.0)
+    return m.max(x, 0.0) - tail if alpha == 1 else m.fma(tail, -1 / alpha, m.max(x, 0.0))
+
+
 def gelu(m: TirMath, x: Vec, *, approximate: str) -> Vec:
     """x times the cumulative normal distribution; error 2e-7 of x, and at most 2e-35 below -12.5.
 
