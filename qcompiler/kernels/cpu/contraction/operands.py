@@ -109,11 +109,14 @@ class Product:
     @property
     def temporaries(self) -> int:
         """Vector registers besides the operands': of products in halves the words, and what says
-        how the left operands of each step are taken from rows that lie as they are.
+        how the left operands of each step are taken from rows that lie as they are. LLVM computes
+        so many words at a time, as each waits for its products, one after the other.
         """
         if not self.halved:
             return self.mac.temporaries
-        return 2 if self.zipped else 1 + self.unroll
+        if self.mac.by_lane == 1:
+            return 1 + self.unroll
+        return 2 * self.run if self.zipped else 4 * self.run + self.unroll
 
     @property
     def flipped(self) -> bool:
@@ -175,7 +178,9 @@ class Product:
         """Those that are in registers at a time: what is of one row is loaded for it."""
         if self.mac.by_lane == 1:
             return self.run
-        return self.run + 1 if self.zipped and self.parts > 1 else self.lefts(rows)
+        if self.parts > 1:
+            return self.run + (1 if self.zipped else rows)
+        return self.lefts(rows)
 
     def convert_left(self, value: Value, dtype: str) -> Value:
         """Elements of the left operand, stored as `dtype` -> as the product takes them."""
