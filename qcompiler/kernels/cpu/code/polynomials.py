@@ -46,10 +46,10 @@ _ERF_LARGE = (
 _SIN = ("-0x1.555556p-3", "0x1.111174p-7", "-0x1.a05956p-13", "0x1.7c2d9cp-19")
 _COS = ("0x1.55554ap-5", "-0x1.6c0c28p-10", "0x1.99e80cp-16")
 
-# 1 - erf(x / sqrt(2)) = 2^(x p(x)), 0 <= x <= 12.5: error below 2^-24 of its square root
+# (1 - erf(x / sqrt(2))) = 2^(x p(x)), 0 <= x <= 5.75: error below 2^-24 of its square root
 _GELU = (
-    *("-0x1.26aeeap+0", "-0x1.d637c6p-2", "-0x1.ae44a4p-5", "0x1.d00658p-8", "-0x1.f69c7cp-14"),
-    *("-0x1.c5e888p-13", "0x1.d8fdbcp-15", "-0x1.e3e3dep-18", "0x1.00f0a8p-21", "-0x1.b9bffep-27"),
+    *("-0x1.26aef0p+0", "-0x1.d636a0p-2", "-0x1.ae6aaep-5", "0x1.d25fea0p-8", "-0x1.4d0a7ep-13"),
+    *("-0x1.91c1eap-13", "0x1.89400ap-15", "-0x1.54dddcp-18", "0x1.db4aa2p-23"),
 )
 # gelu(x) = max(x, 0) - t p(t)^n, t = min(|x|, most): (most, n, p) by the formula and what the
 # result is rounded to; errors 2^-15.8, 2^-18.8, 2^-15.5 and 2^-17 of x
@@ -187,20 +187,20 @@ def swish_rounded(m: TirMath, x: Vec, *, alpha: float, to: str) -> Vec:
 
 
 def gelu(m: TirMath, x: Vec, *, approximate: str) -> Vec:
-    """x times the cumulative normal distribution; error 2e-7 of x, and at most 2e-35 below -12.5.
+    """x times the cumulative normal distribution; error 2e-7 of x, 0 where that rounds to 0.
 
-    The difference to max(x, 0) is |x| times that of -|x|, which takes one exponential; the formula
-    by erf also needs a polynomial near zero.
+    Takes one exponential; the formula by erf also needs a polynomial near zero.
     """
     if approximate == "tanh":
         return x * sigmoid(m, (x + x * x * x * 0.044715) * (2 * sqrt(2 / pi)))
-    size = m.min(m.abs(x), 12.5)
+    size = m.min(m.abs(x), 5.75)
     power = polynomial(m, size, _GELU) * size
     shifted = power + _ROUND
     f = power - (shifted - _ROUND)
     half = m.fma(polynomial(m, f, _HALF_EXP2), f, 0.5)
     beyond = m.bits(m.bits(half, "int32") + (m.bits(shifted, "int32") << 23), "float32")
-    return m.fma(-size, beyond, m.max(x, 0.0))
+    share = m.where(x < 0.0, beyond, 1.0 - beyond)
+    return x * m.where(x > -5.75, share, 0.0)
 
 
 def gelu_rounded(m: TirMath, x: Vec, *, approximate: str, to: str) -> Vec:
