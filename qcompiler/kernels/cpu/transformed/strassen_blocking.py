@@ -150,8 +150,8 @@ def tilings(problem: Problem, product: Product, device: Cpu) -> Iterator[Tiling]
 
 
 def _fits(layout: Layout, product: Product, device: Cpu) -> bool:
-    """Does the second-level cache hold what is read again and again? Sums may be away where products
-    take lanes of short vectors; on a Zen 4, BERT's longest product took 3 % more with them away.
+    """Does the second-level cache hold what is read again and again? Sums may be away where
+    products take lanes of short vectors; on a Zen 4, BERT's longest product took 3 % more so.
     """
     core, size = device.core, 4 * layout.lanes
     moves = 2 * size / core.l3_bytes_per_cycle
