@@ -156,20 +156,21 @@ def _litert(subject: Subject, folder: Path, precision: str, tools: Path) -> Path
     outputs float. What makes its XNNPACK compute in float16 is not offered to Python.
     """
     only(precision, ("float32", "int8"))
+    made = folder / f"model_{'integer_quant' if precision == 'int8' else 'float32'}.tflite"
+    if made.exists():
+        return made
     images = np.random.default_rng(0).random((20, 128, 128, 3), np.float32)
     np.save(folder / _IMAGES, images)  # which it would download, to compare results with
     words: list[object] = ["-i", subject.model, "-o", folder, "-n"]
     if precision == "int8":
         words.append("-oiqt")
         samples = subject.samples()
-        for name in samples[0]:
-            path = folder / f"{len(words)}.npy"
+        for i, name in enumerate(samples[0]):
+            path = folder / f"{i}.npy"
             rows = np.concatenate([sample[name] for sample in samples])
             np.save(path, np.moveaxis(rows, 1, -1) if rows.ndim > 2 else rows)
             words += ["-cind", name, path, "[0]", "[1]"]
-    made = folder / f"model_{'integer_quant' if precision == 'int8' else 'float32'}.tflite"
-    if not made.exists():
-        command(tools, folder, "onnx2tf", *words)
+    command(tools, folder, "onnx2tf", *words)
     return made
 
 

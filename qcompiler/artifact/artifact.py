@@ -178,6 +178,12 @@ class Artifact:
         return save(self, Path(path), compress=self.compress if compress is None else compress)
 
 
+def is_artifact(path: str | Path) -> bool:
+    """Is it an artifact, rather than an ONNX file? Raises Error where it cannot be read."""
+    with opened(path) as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
 def open_artifact(path: str | Path) -> Artifact:
     """Path -> artifact, checked, in memory."""
     with reading(path) as file:

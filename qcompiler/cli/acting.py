@@ -5,11 +5,10 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from qcompiler.artifact.artifact import is_artifact
 from qcompiler.cli import batch, executing
 from qcompiler.errors import Error
-from qcompiler.files import opened
 from qcompiler.options import Options, options_of
 from qcompiler.runtime.executor.options import Executing
 
@@ -21,12 +20,6 @@ class Beside:
     flags: tuple[str, ...]
     acts: Callable[[Namespace], object]
     hint: str
-
-
-def is_artifact(path: Path) -> bool:
-    """Is it an artifact, rather than an ONNX file? Raises Error where it cannot be read."""
-    with opened(path) as file:
-        return file.read(4) == b"PK\x03\x04"
 
 
 def _quantizes(a: Namespace) -> bool:

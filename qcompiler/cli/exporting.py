@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from qcompiler.artifact.artifact import is_artifact
 from qcompiler.cli import show
 from qcompiler.cli.flags import read
 from qcompiler.cli.making import say_skips, watch_of
@@ -16,7 +17,7 @@ from qcompiler.options import Options, options_of
 def export(a: Namespace) -> int:
     """ONNX model or artifact -> a folder for C."""
     from qcompiler.export import cost
-    from qcompiler.export.c import export_c, is_artifact
+    from qcompiler.export.c import export_c
 
     options = read(Exporting, a)
     if is_artifact(a.model):

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompiler.artifact.artifact import Artifact, Binary, Variant, open_artifact
+from qcompiler.artifact.artifact import Artifact, Binary, Variant, is_artifact, open_artifact
 from qcompiler.artifact.program import read
 from qcompiler.cli import batch, executing, gpu, remote, show
-from qcompiler.cli.acting import is_artifact
 from qcompiler.cli.arguments import percentiles
 from qcompiler.cli.inputs import inputs_of
 from qcompiler.cli.places import demand_writable, save_npz

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeGuard, Union
 
 from qcompiler import plugins
 from qcompiler.artifact.abi import ALIGN
-from qcompiler.artifact.artifact import Artifact, Bytes, Value, open_artifact
+from qcompiler.artifact.artifact import Artifact, Bytes, Value, is_artifact, open_artifact
 from qcompiler.driver import Compilation
 from qcompiler.emit.c_entry import ENTRY, SEAL_BYTES, SHARED, WEIGHTS, Taken, c_entry, seal
 from qcompiler.emit.c_open import Open
@@ -129,16 +129,7 @@ def _made(model: Source, options: Exporting, watch: Watch) -> _Model:
 
 
 def _is_file_of_one(model: Source) -> TypeGuard[str | Path]:
-    return isinstance(model, (str, Path)) and is_artifact(Path(model))
-
-
-def is_artifact(path: Path) -> bool:
-    """Is it an artifact rather than an ONNX file? False where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PK\3\4"
-    except OSError:
-        return False
+    return isinstance(model, (str, Path)) and is_artifact(model)
 
 
 def _of_model(made: Compilation) -> _Model:

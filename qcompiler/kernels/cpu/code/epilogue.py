@@ -11,7 +11,7 @@ remains costs a division a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -99,7 +99,7 @@ class Fused:
         self.operands = read_by(nodes, output, given)
         self._rounded = _rounded(nodes)
         self._late = _late(region, nodes) if "half_maximum" in m.isa.intrinsics else {}
-        tables = {n.operands[i] for n in nodes for i in TABLES.get(n.op, ())}
+        tables = tables_of(nodes)
         if walk is None:
             shapes = {n: n.type.dims for n in self.operands}
             walk = Walk(*merged(output.type.dims, shapes, keep_last=not whole))
@@ -240,8 +240,13 @@ def _of_integers(node: Node) -> bool:
 def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> tuple[Node, ...]:
     """The operands that these nodes read elementwise to compute `output`, each once."""
     outside = [i for n in nodes for i in n.operands] if nodes else [output]
-    tables = {n.operands[i] for n in nodes for i in TABLES.get(n.op, ())}
+    tables = tables_of(nodes)
     return tuple(i for i in dict.fromkeys(outside) if i not in {*nodes, *given, *tables})
+
+
+def tables_of(nodes: Iterable[Node]) -> set[Node]:
+    """The operands of these nodes that are tables, whose elements numbers choose."""
+    return {n.operands[i] for n in nodes for i in TABLES.get(n.op, ())}
 
 
 def read_beside(region: Region) -> tuple[Node, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from qcompiler.hardware.isa import Cpu
 from qcompiler.hardware.products import ShortMac
 from qcompiler.ir import Array, Node
-from qcompiler.kernels.cpu.code.epilogue import read_beside
+from qcompiler.kernels.cpu.code.epilogue import read_beside, tables_of
 from qcompiler.kernels.cpu.code.interleave import rearranged
 from qcompiler.kernels.cpu.contraction.operands import Product, scaled, short_product_of
 from qcompiler.kernels.region import Region
@@ -203,8 +203,7 @@ def _may_unpack(region: Region, channels: int, block: int) -> bool:
     """May channels be in `unpacked` order until they are packed to bytes? Only if the result is
     bytes, and all other operands of the epilogue are constants or scalars.
     """
-    tables = {n.operands[1] for n in region.nodes if n.op == "lookup"}
-    rows = [n for n in (*read_beside(region), *tables) if n.type.size > 1]
+    rows = [n for n in (*read_beside(region), *tables_of(region.nodes)) if n.type.size > 1]
     known = all(n.is_constant and n.type.size in (256, channels) for n in rows)
     return known and region.output.dtype in ("uint8", "int8") and channels >= block
 
