@@ -62,7 +62,9 @@ def _unusual(node: Node) -> bool:
 
 
 def _quantized(node: Node) -> Node:
-    """QuantizeLinear as ONNX says it: divide, round, add, clip, cast."""
+    """QuantizeLinear as ONNX says it: divide, round, add, clip, cast. NaN becomes the lowest
+    integer, as it does in `quantize`.
+    """
     x, scale = node.operands[:2]
     precision = str(node.attrs["precision"] or scale.dtype)
     dtype = "float64" if precision == "float64" else "float32"
@@ -76,8 +78,9 @@ def _quantized(node: Node) -> Node:
     whole = make("Round", ratio)
     moved = whole if shift is None else make("Add", whole, shift)
     info = ml_dtypes.iinfo(numpy_dtype(node.dtype))  # type: ignore[no-untyped-call]
-    ends = (const(np.array(end, np.dtype(dtype))) for end in (info.min, info.max))
-    return to_dtype(make("Clip", moved, *ends), node.dtype)
+    low, high = (const(np.array(end, np.dtype(dtype))) for end in (info.min, info.max))
+    clipped = make("Where", make("IsNaN", moved), low, make("Clip", moved, low, high))
+    return to_dtype(clipped, node.dtype)
 
 
 def _dequantized(node: Node) -> Node:

@@ -23,8 +23,9 @@ from qcompiler.errors import Error
 from qcompiler.export import cost, stack
 from qcompiler.export.elf import ALLOC, EXECUTE, FUNCTION, Elf, read, write
 from qcompiler.export.folder import replacing_folder
-from qcompiler.export.header import Facts, Scale, bytes_of, header, identifier, wrapper
+from qcompiler.export.header import Facts, Scale, bytes_of, header, wrapper
 from qcompiler.export.merge import data, merge, names, sized, undefined
+from qcompiler.export.names import identifier
 from qcompiler.export.pool import pool
 from qcompiler.export.request import Exporting
 from qcompiler.export.scales import scales

@@ -13,20 +13,10 @@ from qcompiler.artifact.manifest import Symbol
 from qcompiler.dtypes import numpy_dtype
 from qcompiler.emit.c_entry import BAD_SIZE, STATUS
 from qcompiler.errors import Error
+from qcompiler.export.names import distinct
 from qcompiler.export.sizes import arguments, expression
 from qcompiler.version import __version__
 
-_KEYWORDS = """
-    alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const
-    constexpr const_cast continue decltype default delete do double dynamic_cast else enum explicit
-    export extern false float for friend goto if inline int long mutable namespace new noexcept not
-    not_eq nullptr operator or or_eq private protected public register reinterpret_cast restrict
-    return short signed sizeof static static_assert static_cast struct switch template this
-    thread_local throw true try typedef typeid typename union unsigned using virtual void volatile
-    wchar_t while xor xor_eq
-"""
-_WORDS = frozenset((*_KEYWORDS.split(), "weights", "errno", "linux", "unix", "std", "NULL"))
-"""Names that cannot be used in C or C++: keywords, macros, and a member that may exist."""
 _TYPES = {
     "float32": "float",
     "float64": "double",
@@ -75,25 +65,11 @@ class Facts:
         return self.name.upper()
 
 
-def identifier(word: str) -> str:
-    """A name -> a valid identifier of C and C++."""
-    made = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")
-    made = made if made[:1].isalpha() else f"x{made}"
-    return f"{made}_" if made in _WORDS else made
-
-
 def members(values: Sequence[Value]) -> list[str]:
     """Inputs or outputs -> names of the members that hold their addresses, which differ in capitals
     too.
     """
-    found: dict[str, str] = {}
-    for value in values:
-        word = name = identifier(value.name)
-        count = 2
-        while name.upper() in found:
-            name, count = f"{word}_{count}", count + 1
-        found[name.upper()] = name
-    return list(found.values())
+    return distinct(v.name for v in values)
 
 
 def c_type(value: Value) -> str:
@@ -371,7 +347,7 @@ public:
     // Throws std::invalid_argument for a status other than {m}_OK.
     void run(const {n}_inputs &inputs, const {n}_outputs &outputs{_parameters(facts, "size_t")})
         const {{
-        if ({n}_run(&inputs, &outputs, workspace_{_parameters(facts, "")}) != {m}_OK)
+        if (::{n}_run(&inputs, &outputs, workspace_{_parameters(facts, "")}) != {m}_OK)
             throw std::invalid_argument("{n}_run: see the {m}_ values in {n}.h");
     }}
 

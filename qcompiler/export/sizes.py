@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size, parts
+from qcompiler.export.names import distinct
 
 _TAKEN = ("inputs", "outputs", "workspace", "workspace_", "threads")
 """Names of other arguments."""
@@ -14,15 +14,7 @@ _TAKEN = ("inputs", "outputs", "workspace", "workspace_", "threads")
 
 def arguments(symbols: Sequence[Symbol]) -> list[str]:
     """A C name for each symbol."""
-    found: list[str] = []
-    for symbol in symbols:
-        word = re.sub(r"\W", "_", symbol.name, flags=re.ASCII)
-        word = name = f"{word}_size" if word in _TAKEN else word
-        count = 2
-        while name.upper() in map(str.upper, found):
-            name, count = f"{word}_{count}", count + 1
-        found.append(name)
-    return found
+    return distinct(f"{s.name}_size" if s.name.lower() in _TAKEN else s.name for s in symbols)
 
 
 def expression(size: int | str, known: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,19 @@ import pytest
 
 import qcompiler
 from qcompiler.artifact.artifact import Value
+from qcompiler.artifact.manifest import Symbol
 from qcompiler.errors import Error
-from qcompiler.export.header import Facts, Scale, header, identifier, members, wrapper
+from qcompiler.export.header import Facts, Scale, header, members, wrapper
+from qcompiler.export.names import identifier
 
-ODD = ("class", "a b", "A.b", "ä/*\\", "*/", "??/", '"', "1st", "", "weights", "x\ny")
+ODD = (
+    *("class", "a b", "A.b", "ä/*\\", "*/", "??/", '"', "1st", "", "weights", "x\ny"),
+    *("EOF", "INT8_MAX", "I", "NET_OK", "INT", "size_t", "uint8_t", "requires", "typeof", "stdin"),
+)
 DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", "int8", "uint8", "int64", "uint32")
 USE = """
+#include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include "net.h{pp}"
 int main(void) {{
@@ -53,6 +61,37 @@ def test_any_names_make_a_header(compiler: str, in_file: bool, tmp_path: Path) -
     words = [compiler, standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-I", str(tmp_path)]
     subprocess.run([*words, str(source), "-o", str(tmp_path / "use")], check=True, timeout=120)
     subprocess.run([tmp_path / "use"], check=True, timeout=60)
+
+
+SIZES = (
+    "class",
+    "EOF",
+    "INT8_MAX",
+    "I",
+    "INPUTS",
+    "workspace",
+    "size_t",
+    "N",
+    "n",
+    "NET_OK",
+    "new",
+)
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "g++"])
+def test_any_sizes_make_a_function(compiler: str, tmp_path: Path) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here")
+    symbols = [Symbol(n, 1, 4, 4) for n in SIZES]
+    x = Value("x", "float32", (4,) * len(SIZES), open=SIZES)
+    facts = replace(header_facts(False), inputs=[x], symbols=symbols)
+    (tmp_path / "net.h").write_text(header(facts))
+    (tmp_path / "net.hpp").write_text(wrapper(facts))
+    (tmp_path / "use.cpp").write_text('#include <cstdio>\n#include "net.hpp"\n')
+    (tmp_path / "use.c").write_text('#include <stdio.h>\n#include "net.h"\n')
+    words = [compiler, "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]
+    source = tmp_path / ("use.cpp" if compiler == "g++" else "use.c")
+    subprocess.run([*words, str(source)], check=True, timeout=120)
 
 
 def test_members_differ_in_capitals_too() -> None:

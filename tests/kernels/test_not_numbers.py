@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qcompiler
-from qcompiler.ir import Array
+from qcompiler.ir import Array, numpy_dtype
 from qcompiler.onnx_io.reader import read
 from qcompiler.ops import evaluate
 from qcompiler.runtime import load
@@ -141,3 +141,28 @@ def test_constants_beside_infinities_and_not_a_number(op: str, dtype: type, targ
     got = load(qcompiler.compile(model, target=target)).run(feeds)
     for output, want in wanted.items():
         np.testing.assert_array_equal(got[output].astype(np.float64), want.astype(np.float64))
+
+
+@pytest.mark.parametrize("scale", ["float32", "float64", "blocks"])
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8", "int16", "uint16"])
+def test_not_a_number_is_quantized_to_the_lowest_integer(dtype: str, scale: str) -> None:
+    """However it is lowered: to `quantize`, or as ONNX says it."""
+    wide, blocked = scale == "float64", scale == "blocks"
+    step = np.full((7, 1) if blocked else (), 0.5, np.float64 if wide else np.float32)
+    x = np.resize(np.array(NUMBERS, step.dtype), (7, 4))
+    code = TensorProto.DataType.Value(dtype.upper())
+    real = TensorProto.DOUBLE if wide else TensorProto.FLOAT
+    zero = helper.make_tensor("z", code, step.shape, np.full(step.size, 2))
+    blocks = {"axis": 1, "block_size": 4} if blocked else {}
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **blocks)
+    widened = helper.make_node("Cast", ["q"], ["y"], to=TensorProto.INT32)
+    inputs = [helper.make_tensor_value_info("x", real, x.shape)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.INT32, x.shape)]
+    constants = [numpy_helper.from_array(step, "s"), zero]
+    graph = helper.make_graph([node, widened], "g", inputs, outputs, constants)
+    opset = helper.make_opsetid("", 23)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    got = load(qcompiler.compile(model, threads=1)).run({"x": x})["y"]
+    np.testing.assert_array_equal(got, evaluate(read(model), {"x": x})["y"])
+    lowest = int(ml_dtypes.iinfo(numpy_dtype(dtype)).min)
+    assert got[np.isnan(x)].tolist() == [lowest] * int(np.isnan(x).sum())
