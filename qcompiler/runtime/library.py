@@ -108,7 +108,7 @@ class Code:
         return found.value
 
 
-_loading = threading.Lock()
+_loading = threading.RLock()
 _loaded: weakref.WeakValueDictionary[bytes, Code] = weakref.WeakValueDictionary()
 """Code in use, by its SHA-256."""
 
@@ -146,7 +146,8 @@ class Frame:
         if self.crew is not None:
             self.crew.run(self, code, first, last)
             return
-        team = _free_team(min(threads, MOST_UNITS), code)
+        hold = Hold()
+        team = _free_team(min(threads, MOST_UNITS), code, hold)
         try:
             self.launch(code, team, first, last)
         finally:
@@ -205,6 +206,7 @@ class Team:
 
     def __init__(self, threads: int, code: Code, spin_us: int = SPIN_US) -> None:
         self.wanted = threads
+        self._held: weakref.ref[Hold] | None = None
         self.memory = aligned(np.dtype(np.uint8), (team_bytes(threads),))
         self.memory.array[:] = 0
         self._word("SPINS")[0] = spin_us * SPINS_PER_US
@@ -242,41 +244,50 @@ class Team:
     def _work(self, code: Code, number: int) -> None:
         code.work(self.memory.address, number)
 
+    @property
+    def busy(self) -> bool:
+        """Does a run hold it?"""
+        return self._held is not None and self._held() is not None
+
+    def take(self, hold: Hold) -> None:
+        """Be busy until it is freed, or the run is gone that made `hold`."""
+        self._held = weakref.ref(hold)
+
     def free(self) -> None:
         """Return the team, for other calls."""
-        global _running
-        with _lock:
-            _running -= self.wanted
-            _teams.setdefault(self.wanted, []).append(self)
+        self._held = None
 
 
-_lock = threading.Lock()
-_running = 0
-"""Threads of all busy teams, callers included."""
-_teams: dict[int, list[Team]] = {}
-"""Idle teams, by the number of threads asked for; the warmest last."""
-
-
-def _free_team(threads: int, code: Code) -> Team | None:
-    """An idle team. None for one thread, and where busy teams leave too few cores: running alone is
-    faster then.
+class Hold:
+    """What a run holds its team by. An exception may come at any time, as of Ctrl-C: a run that it
+    ends before it has freed its team leaves nothing behind that holds it.
     """
-    global _running
+
+    __slots__ = ("__weakref__",)
+
+
+_lock = threading.RLock()
+"""Reentrant: the handler of a signal may run a model while the code that it interrupts has it."""
+_teams: list[Team] = []
+"""The teams that all calls share. The first that is idle is taken, so it is warm."""
+
+
+def _free_team(threads: int, code: Code, hold: Hold) -> Team | None:
+    """A team that was idle. None for one thread, and where busy teams leave too few cores: running
+    alone is faster then.
+    """
     if threads <= 1:
         return None
     with _lock:
-        if _running and _running + threads > _cores():
+        running = sum([t.wanted for t in _teams if t.busy])
+        if running and running + threads > _cores():
             return None
-        _running += threads
-        free = _teams.get(threads)
-        if free:
-            return free.pop()
-    try:
-        return Team(threads, code)
-    except BaseException:
-        with _lock:
-            _running -= threads
-        raise
+        idle = [t for t in _teams if t.wanted == threads and not t.busy]
+        team = idle[0] if idle else Team(threads, code)
+        if not idle:
+            _teams.append(team)
+        team.take(hold)
+        return team
 
 
 @cache
@@ -286,9 +297,8 @@ def _cores() -> int:
 
 def _forget_teams() -> None:
     """Forget all teams in the child of a fork, which does not have its parent's workers."""
-    global _lock, _loading, _running
-    _lock, _loading = threading.Lock(), threading.Lock()
-    _running = 0
+    global _lock, _loading
+    _lock, _loading = threading.RLock(), threading.RLock()
     _teams.clear()
 
 

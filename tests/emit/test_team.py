@@ -174,7 +174,7 @@ def test_without_threads_to_be_had_the_caller_does_all(
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(library, "_teams", {})
+    monkeypatch.setattr(library, "_teams", [])
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert np.array_equal(load(artifact, threads=4)(X), X + STEPS)
 
@@ -272,16 +272,16 @@ def test_calls_beyond_the_cores_run_alone(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "_cores", lambda: 4)
-    monkeypatch.setattr(library, "_running", 0)
-    code = library.Code(artifact.binaries[0].code)
-    first, second = library._free_team(3, code), library._free_team(2, code)
+    monkeypatch.setattr(library, "_teams", [])
+    code, hold = library.Code(artifact.binaries[0].code), library.Hold()
+    first = library._free_team(3, code, hold)
     assert first is not None
-    assert second is None  # five threads on four cores
+    assert library._free_team(2, code, hold) is None  # five threads on four cores
     first.free()
-    wide = library._free_team(9, code)
+    wide = library._free_team(9, code, hold)
     assert wide is not None  # asked for, and alone
     wide.free()
-    assert library._running == 0
+    assert not any(team.busy for team in library._teams)
 
 
 def test_a_team_ends(artifact: Artifact) -> None:
