@@ -279,7 +279,9 @@ def given(case: Case, rng: np.random.Generator) -> Changed | None:
 
 
 def exposed(case: Case, rng: np.random.Generator) -> Changed | None:
-    """What any node computes is an output, too."""
+    """What any node computes is an output, too, but what data decide the size of: the meaning has
+    that as the most there may be.
+    """
     model = _with(case.model, case.model.graph.node)
     have = {o.name for o in model.graph.output}
     names = [o for n in model.graph.node for o in n.output if o and o not in have]
@@ -288,7 +290,12 @@ def exposed(case: Case, rng: np.random.Generator) -> Changed | None:
         model = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception:
         return None
-    known = [o for o in model.graph.output if o.type.tensor_type.elem_type]
+    known = [o for o in model.graph.output if _is_known(o)]
     del model.graph.output[:]
     model.graph.output.extend(known)
     return Changed("all outputs", model, [{}] * 3, [model] * 3)
+
+
+def _is_known(output: ValueInfoProto) -> bool:
+    kind = output.type.tensor_type
+    return kind.elem_type != 0 and all(d.HasField("dim_value") for d in kind.shape.dim)
