@@ -265,7 +265,7 @@ def read(text: bytes, where: str) -> Manifest:
 
 def _demand_whole(made: Manifest) -> None:
     """Raise ValueError unless there are variants, of distinct names, that use exactly the stored
-    constants.
+    constants, and leave the sizes of known outputs in their workspaces.
     """
     if not made.variants:
         raise ValueError("it has no variants")
@@ -274,6 +274,11 @@ def _demand_whole(made: Manifest) -> None:
     used = {blob for v in made.variants for blob, _ in v.blobs}
     if used != set(range(len(made.blobs))):
         raise ValueError("the variants' constants are not those that are kept")
+    ranks = {v.name: len(v.shape) for v in made.outputs}
+    for variant in made.variants:
+        for name, offset in variant.extents:
+            if name not in ranks or offset + 8 * ranks[name] > variant.workspace_bytes:
+                raise ValueError(f"the size of the output {name!r} is not known")
 
 
 def _demand_sizes(made: Manifest) -> None:

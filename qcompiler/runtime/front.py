@@ -32,7 +32,11 @@ class Front:
             self._lists = {k[at:]: int(v) for k, v in notes.items() if k.startswith(SEQUENCE)}
         except ValueError as e:
             raise Error(f"the length of a sequence: {e}", where=manifest.name) from e
-        inputs = self._text.inputs if self._text else [v.name for v in manifest.inputs]
+        inputs, outputs = ([v.name for v in side] for side in (manifest.inputs, manifest.outputs))
+        if self._text:
+            inputs, outputs = self._text.inputs, self._text.outputs
+        if max(self._lists.values(), default=0) > len(inputs) + len(outputs):
+            raise Error("a sequence has more tensors than the model", where=manifest.name)
         pieces = {p for name in self._lists for p in self._pieces(name)}
         named = (n.rpartition("[")[0] if n in pieces else n for n in inputs)
         self.inputs = list(dict.fromkeys(named))

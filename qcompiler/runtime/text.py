@@ -84,15 +84,16 @@ class Program:
         """Raises Error for what is no program."""
         try:
             raw = json.loads(note)
-            self.inputs, self.outputs = ([str(n) for n in raw[k]] for k in ("inputs", "outputs"))
-            self._strings: dict[str, list[Any]] = {k: list(v) for k, v in raw["strings"].items()}
+            self.inputs, self.outputs = _names(raw["inputs"]), _names(raw["outputs"])
+            self._strings = {k: _dims(v) for k, v in raw["strings"].items()}
             self._constants = {
                 k: np.array(v[1], object).reshape(v[0]) for k, v in raw["constants"].items()
             }
             known = {*self._strings, *self._constants}
             self._steps = []
             for op, attrs, read, made in raw["steps"]:
-                self._steps.append((str(op), MEANINGS[op], dict(attrs), list(read), list(made)))
+                step = (str(op), MEANINGS[op], dict(attrs), _names(read), _names(made))
+                self._steps.append(step)
                 _demand_known(read, known)
                 known.update(made)
             self._feeds, self._made = dict(raw["feeds"]), dict(raw["made"])
@@ -132,12 +133,27 @@ class Program:
             values[name] = strings_of(name, shape, inputs[name], sizes)
         for op, meaning, attrs, read, made in self._steps:
             try:
-                values.update(zip(made, meaning(attrs, *(values[i] for i in read))))
+                results = meaning(attrs, *(values[i] for i in read))
             except (*_WRONG, re.error) as e:  # open sizes that do not fit each other; a bad pattern
                 raise Error(str(e), where=op) from e
+            if len(results) != len(made):
+                raise _changed(f"{op} makes {len(results)} values, not {len(made)}")
+            values.update(zip(made, results))
         rest = {n: v for n, v in inputs.items() if n not in self._strings}
         rest.update((taken, values[name]) for taken, name in self._feeds.items())
         return rest, {name: np.array(values[value]) for name, value in self._made.items()}
+
+
+def _names(raw: Any) -> list[str]:
+    if not isinstance(raw, list) or not all(isinstance(n, str) for n in raw):
+        raise TypeError("names wanted")
+    return raw
+
+
+def _dims(raw: Any) -> list[int | str]:
+    if not isinstance(raw, list) or not all(isinstance(d, (int, str)) for d in raw):
+        raise TypeError("a shape wanted")
+    return raw
 
 
 def _demand_known(names: Iterable[str], known: Collection[str]) -> None:

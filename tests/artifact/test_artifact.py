@@ -387,6 +387,17 @@ def test_a_variant_that_is_not_the_codes_is_refused(
         load(edited.save(tmp_path / "edited.qc"))
 
 
+@pytest.mark.parametrize("extents", [[("z", 0)], [("y", 1 << 62)], [("y", 504)]], ids=str)
+def test_a_size_that_no_run_leaves_is_refused(
+    artifact: Artifact, tmp_path: Path, extents: list[tuple[str, int]]
+) -> None:
+    """The sizes of outputs that data decide: of another output, or outside the workspace."""
+    variant = replace(artifact.manifest.variants[0], extents=tuple(extents))
+    changed = replace(artifact, manifest=replace(artifact.manifest, variants=(variant,)))
+    with pytest.raises(Error, match="the size of the output"):
+        load(changed.save(tmp_path / "extents.qc"))
+
+
 def test_weights_of_another_model_are_refused(artifact: Artifact, tmp_path: Path) -> None:
     """Also where all hashes were made anew."""
     (binary,) = artifact.binaries

@@ -5,7 +5,8 @@ for arrays (test_feeds.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def test_damaged_notes_are_one_clear_error(text: qcompiler.Artifact) -> None:
     damaged += [json.dumps({**raw, k: wrong}) for k in raw for wrong in (None, 3, [3], "x")]
     damaged += [json.dumps({**raw, "steps": [["Nothing", {}, [], []]]})]
     damaged += [json.dumps({**raw, "steps": [["StringConcat", {}, ["nobody"], ["y"]]]})]
+    damaged += [json.dumps(made) for w in WRONG for made in changed_anywhere(raw, w)]
     refused = 0
     for each in damaged:
         manifest = replace(text.manifest, notes={**text.manifest.notes, NOTE: each})
@@ -131,6 +133,27 @@ def test_damaged_notes_are_one_clear_error(text: qcompiler.Artifact) -> None:
     assert refused > len(damaged) / 2
     with pytest.raises(Error, match="cannot be read"):
         Program("{}")
-    manifest = replace(text.manifest, notes={"sequence s": "many"})
-    with pytest.raises(Error, match="the length of a sequence"):
-        load(replace(text, manifest=manifest))
+
+
+WRONG = None, 3, -1, 1.5, "x", "xy", [], [1], ["x"], [[]], {}, {"x": 1}
+
+
+def changed_anywhere(raw: Any, value: object) -> Iterator[Any]:
+    """JSON -> the same with this value in the place of one of its own, for each of them."""
+    for key in raw if isinstance(raw, dict) else range(len(raw)) if isinstance(raw, list) else ():
+        for inner in (value, *changed_anywhere(raw[key], value)):
+            made = copy(raw)
+            made[key] = inner
+            yield made
+
+
+@pytest.mark.parametrize(
+    ("length", "words"),
+    [("many", "the length of a sequence"), ("-1", "input"), (str(1 << 62), "has more")],
+)
+def test_lengths_of_sequences_that_make_no_sense_are_refused(
+    lists: Model, length: str, words: str
+) -> None:
+    manifest = replace(lists.artifact.manifest, notes={"sequence s": length})
+    with pytest.raises(Error, match=words):
+        load(replace(lists.artifact, manifest=manifest))([X, X])
