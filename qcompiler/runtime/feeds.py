@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,16 @@ def named_arrays(given: object, where: str, hint: str = "") -> Mapping[str, obje
     if isinstance(given, Mapping):
         return given
     raise Error(f"{_kind(given)} given, {{input name: array}} wanted", where=where, hint=hint)
+
+
+def shaped(array: Array, shape: Sequence[int], where: str) -> Array:
+    """An array -> the same in a shape that others sent, of as many elements. Raises Error for one
+    that no array has: of too many dimensions, or of 0 and sizes beyond all memory.
+    """
+    try:
+        return array.reshape(shape)
+    except (ValueError, OverflowError) as e:
+        raise Error("no array has the shape that was sent", where=where) from e
 
 
 def _unreadable(given: object, error: Exception, where: str) -> Error:

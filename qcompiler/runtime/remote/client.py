@@ -123,7 +123,10 @@ class Device:
         source = artifact if isinstance(artifact, Artifact) else Path(artifact)
         whole = source if isinstance(source, Artifact) else open_artifact(source)
         asked = (threads, variant, wait, limit)
-        return RemoteModel(self, source, self._upload(source), whole.manifest, asked)
+        digest = self._upload(source)
+        if whole is not source and whole.origin and not whole.origin.unchanged:
+            raise _replaced(source)
+        return RemoteModel(self, source, digest, whole.manifest, asked)
 
     def _upload(self, source: Artifact | Path) -> str:
         """Send an artifact, unless it is there -> its file's SHA-256."""
@@ -140,8 +143,12 @@ class Device:
                 channel.send({"do": "upload", "digest": found.hexdigest(), "size": size})
                 if self._answer(channel).get("have"):
                     return found.hexdigest()
-                while part := file.read(wire.PART):
-                    channel.send({}, part)
+                while size:
+                    count = min(wire.PART, size)
+                    part = file.read(count)
+                    # Of a file that was cut, the device is to say that it did not arrive.
+                    channel.send({}, part + bytes(count - len(part)))
+                    size -= count
                 self._answer(channel)
         return found.hexdigest()
 
@@ -187,6 +194,11 @@ class Device:
             where = f"{self.address}: {error.where}" if error.where else self.address
             raise Error(error.what, where=where, hint=error.hint)
         return answer
+
+
+def _replaced(source: Artifact | Path) -> Error:
+    where = "" if isinstance(source, Artifact) else str(source)
+    return Error("the file was replaced while it was in use", where=where, hint="load it again")
 
 
 class RemoteModel(Interface):
@@ -269,7 +281,8 @@ class RemoteModel(Interface):
         }
         answer, made = self.device._run(request, data, self._wait + self._limit)
         if answer.get("missing"):  # the device needed the room
-            self.device._upload(self._source)
+            if self.device._upload(self._source) != self._digest:
+                raise _replaced(self._source)
             answer, made = self.device._run(request, data, self._wait + self._limit)
         return self._measured(answer, made)
 

@@ -97,7 +97,13 @@ class Server:
                 target=self._serve, args=(connection, name), name=name, daemon=True
             )
             self._live[served] = connection
-            served.start()
+            try:
+                served.start()
+            except RuntimeError as e:  # there are too many in the system
+                log.warning("%s: not served: %s", name, e)
+                del self._live[served]
+                connection.close()
+                self._pending.release()
 
     def close(self) -> None:
         """Stop listening, and end all connections and their runs."""
@@ -207,12 +213,14 @@ class _Session:
         self.channel.send({"go": True})
         data = bytearray()
         self.channel.receive_bytes(size, data.extend)
-        path = self.server.store.find(digest)
-        if path is None:
-            self.channel.send({"missing": True})
-            return
         self.server.acquire_run_lock(wait, lambda: self._alive("waiting"))
         try:
+            path = self.server.store.find(
+                digest
+            )  # while it waited, others may have needed the room
+            if path is None:
+                self.channel.send({"missing": True})
+                return
             answer, made = worker.ask(
                 {"artifact": str(path), **asked},
                 data,

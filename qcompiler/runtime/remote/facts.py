@@ -10,6 +10,7 @@ import numpy as np
 from qcompiler.artifact.artifact import Value
 from qcompiler.dtypes import Array, numpy_dtype
 from qcompiler.errors import Error
+from qcompiler.runtime.feeds import shaped
 from qcompiler.runtime.remote.wire import Lost
 
 MOST_COUNT = (1 << 53) - 1
@@ -82,7 +83,7 @@ def arrays(
         size = prod(shape) * dtype.itemsize
         if at + size <= len(data):
             flat = np.frombuffer(data, np.uint8, size, at) if size else np.zeros(0, np.uint8)
-            found[value.name] = flat.view(dtype).reshape(shape)
+            found[value.name] = shaped(flat.view(dtype), shape, repr(value.name))
         at += size
     if at != len(data):
         raise Error(f"{len(data)} bytes of arrays given, {at} wanted")

@@ -49,12 +49,16 @@ class Store:
         """Store what `receive(take)` passes to `take`, part by part, under its SHA-256. Raises
         Error, after all was received, where it has another SHA-256 or cannot be written.
         """
-        handle, half = tempfile.mkstemp(prefix=_HALF, dir=self.folder)
+        try:
+            handle, half = tempfile.mkstemp(prefix=_HALF, dir=self.folder)
+        except OSError as e:
+            receive(lambda part: None)
+            raise _unkept(e) from e
         try:
             self._write(handle, receive, digest)
             os.replace(half, self.folder / f"{digest}{_WHOLE}")
         except OSError as e:
-            raise Error(f"the device cannot keep the artifact ({e.strerror or e})") from e
+            raise _unkept(e) from e
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(half)
@@ -98,6 +102,10 @@ class Store:
                 path.unlink(missing_ok=True)
                 self._known.discard(path.stem)
                 size -= bytes_
+
+
+def _unkept(error: OSError) -> Error:
+    return Error(f"the device cannot keep the artifact ({error.strerror or error})")
 
 
 def _digest(path: Path) -> str:

@@ -35,7 +35,7 @@ _MOST_BYTES = 1 << 20
 _UNUSED_SECONDS = 6.0
 """A client that was given a device has this long to connect, as with TVM's own server."""
 _AGAIN_SECONDS = 5.0
-_LOST = (OSError, ValueError, UnicodeError)
+_LOST = (OSError, ValueError, UnicodeError, RecursionError)
 """What is raised where a tracker is gone, or says what is no message."""
 
 

@@ -20,6 +20,7 @@ from qcompiler.artifact.artifact import Value
 from qcompiler.dtypes import numpy_dtype
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array
+from qcompiler.runtime.feeds import shaped
 from qcompiler.version import __version__
 
 DATATYPES: Mapping[str, str] = {
@@ -164,7 +165,7 @@ def _array(
         raise Error(f"{size} bytes for shape {shape}, which has {wanted}", where=where)
     if size > len(rest):
         raise Error(f"{size} bytes are said to follow, {len(rest)} do", where=where)
-    array = np.frombuffer(rest[:size], kind).reshape(shape)
+    array = shaped(np.frombuffer(rest[:size], kind), shape, where)
     if dtype == "bool" and array.view(np.uint8).max(initial=0) > 1:
         raise Error("a byte of BOOL is neither 0 nor 1", where=where)
     return array, rest[size:]
@@ -187,7 +188,7 @@ def _from_json(data: object, dtype: np.dtype[Any], shape: Sequence[int], where: 
         limits = np.iinfo(dtype)
         if int(found.min()) < limits.min or int(found.max()) > limits.max:
             raise Error(f"a number does not fit {dtype}", where=where)
-    return found.astype(dtype).reshape(shape)
+    return shaped(found.astype(dtype), shape, where)
 
 
 def _wanted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,19 @@ def test_another_server_finds_them_unless_they_are_damaged(tmp_path: Path) -> No
     assert second.find(kept)
     assert second.find(damaged) is None
     assert [p.stem for p in tmp_path.iterdir()] == [kept]
+
+
+def test_a_folder_that_is_gone_is_an_error_after_all_was_received(tmp_path: Path) -> None:
+    store, parts = Store(tmp_path / "gone", 100), [b"one", b"two"]
+    store.folder.rmdir()
+
+    def receive(take: Callable[[bytes], object]) -> None:
+        while parts:
+            take(parts.pop())
+
+    with pytest.raises(Error, match="the device cannot keep the artifact"):
+        store.add("0" * 64, receive)
+    assert not parts
 
 
 def test_what_breaks_off_leaves_nothing(tmp_path: Path) -> None:

@@ -158,7 +158,9 @@ def test_what_is_no_tracker_is_an_error(device: Server) -> None:
             asks(talking(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
 
 
-@pytest.mark.parametrize("answer", [b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\4\0\0\0null"])
+@pytest.mark.parametrize(
+    "answer", [b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\4\0\0\0null", b"\0\0\1\0" + b"[" * 65536]
+)
 def test_an_answer_that_is_none_is_an_error(answer: bytes) -> None:
     with pytest.raises(Error, match="the tracker gave no device"):
         request(talking(MAGIC + answer), "rpi5", 5)

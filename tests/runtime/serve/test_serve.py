@@ -106,6 +106,10 @@ WRONG = {
     "too many": {"inputs": [tensor(shape=[4])]},
     "a negative shape": {"inputs": [tensor(shape=[-8])]},
     "a shape beyond measure": {"inputs": [tensor(shape=[1 << 62, 1 << 62])]},
+    "a shape of 65 dimensions": {"inputs": [tensor(shape=[1] * 64 + [8])]},
+    "a shape of nothing, beyond measure": {
+        "inputs": [tensor(shape=[1 << 39, 1 << 39, 0], data=[])]
+    },
     "ragged": {"inputs": [tensor(data=[X[:4], X[:3]])]},
     "words": {"inputs": [tensor(data=["a"] * 8)]},
     "nothing": {"inputs": [tensor(data=[None] * 8)]},
