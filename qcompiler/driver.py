@@ -38,12 +38,12 @@ from qcompiler.plan.plan import Opened, Plan
 from qcompiler.plan.sharing import planned
 from qcompiler.quantization.agreement import Agreement, agreement
 from qcompiler.quantization.resized import differences, resized
-from qcompiler.rewrite import stage_of
+from qcompiler.rewrite import PASSES, stage_of
 from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.rewrite.padding.pad import Result
 from qcompiler.rewrite.padding.pinned import Paddings
 from qcompiler.stages import Choice, choose, chosen, run_stage
-from qcompiler.tune.records import MODEL, Measured, joined_records, model_key, names_in
+from qcompiler.tune.records import LATE, MODEL, Measured, joined_records, model_key, names_in
 from qcompiler.tune.shipped import known
 
 if TYPE_CHECKING:
@@ -262,6 +262,11 @@ class Compilation:
         if record is None or record.generator != MODEL:
             return self.choice
         exclude, disabled = (names_in(record, knob) for knob in ("exclude", "disabled"))
+        nodes = {n.name for n in self.float_graph.nodes}
+        late = {name for name in PASSES if stage_of(name) in LATE}
+        if not (nodes.issuperset(exclude) and late.issuperset(disabled)):
+            log.warning("a tuning record names nodes or passes that there are not: it is left out")
+            return self.choice
         return self.choice.without(exclude, disabled)
 
     @cached_property

@@ -1,16 +1,20 @@
-"""Reading regular files, atomic writes, and sizes for display."""
+"""Reading regular files and JSON, atomic writes, and sizes for display."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from qcompiler.errors import Error
+
+_MOST_DIGITS = 300
+"""Of whole numbers that float takes, whatever they are."""
 
 
 def opened(path: str | Path) -> BinaryIO:
@@ -37,6 +41,22 @@ def contents(path: str | Path) -> bytes:
             return file.read()
         except OSError as e:
             raise Error(f"cannot be read ({e.strerror or e})", where=str(path)) from e
+
+
+def parsed(text: str | bytes | bytearray) -> Any:
+    """JSON -> what it says. Raises ValueError for anything else, also for what is nested too deeply
+    for Python, and for whole numbers that no float can hold.
+    """
+    try:
+        return json.loads(text, parse_int=_whole)
+    except RecursionError as e:
+        raise ValueError("it is nested too deeply") from e
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _without_waiting(path: str, flags: int) -> int:

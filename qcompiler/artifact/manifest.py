@@ -14,6 +14,7 @@ from typing import Union
 from qcompiler.artifact.pieces import Piece
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
+from qcompiler.files import parsed
 
 FORMAT = 9
 
@@ -237,7 +238,7 @@ def read(text: bytes, where: str) -> Manifest:
     """JSON -> the manifest. Raises Error for another format; TypeError, ValueError or KeyError if
     it is no manifest.
     """
-    raw = json.loads(text)
+    raw = parsed(text)
     if not isinstance(raw, dict):
         raise TypeError("the manifest is not an object")
     if raw.get("format") != FORMAT:

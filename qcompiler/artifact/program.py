@@ -9,13 +9,13 @@ of "compute_N" are PTX, which the driver of a GPU later than architecture N comp
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qcompiler.errors import Error
+from qcompiler.files import parsed
 
 MAGIC = b"QCGPU\0\0\0"
 SPACES = ("input", "output", "weights", "workspace")
@@ -105,7 +105,7 @@ def _read(code: bytes) -> Program:
         raise ValueError("it does not begin as one")
     (length,) = struct.unpack_from("<Q", code, len(MAGIC))
     at = len(MAGIC) + 8
-    head = json.loads(code[at : at + length])
+    head = parsed(code[at : at + length])
     at += length
     modules: dict[str, list[bytes]] = {}
     for name, size in head["modules"]:

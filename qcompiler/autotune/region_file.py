@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.files import contents
+from qcompiler.files import contents, parsed
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder, text
 from qcompiler.kernels.registry import Region
 from qcompiler.ops.kinds import VIEWS
@@ -67,7 +67,7 @@ def save(region: Region, path: Path, **more: object) -> None:
 def load(path: Path) -> tuple[Region, Mapping[str, object]]:
     """Files -> the region, and all facts. Raises Error where there are no such files."""
     try:
-        facts = json.loads(contents(path.with_suffix(".json")))
+        facts = parsed(contents(path.with_suffix(".json")))
         with np.load(path.with_suffix(".npz")) as file:
             raw = {name: file[name] for name in file.files}
         graph = text.read(facts["graph"], lambda name, type: _typed(raw[name], type))

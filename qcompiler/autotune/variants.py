@@ -18,13 +18,12 @@ from qcompiler.plan.plan import Plan
 from qcompiler.plan.repeats import turns
 from qcompiler.plan.sharing import VERSION, WHOLE, key_of
 from qcompiler.rewrite import PASSES, stage_of
-from qcompiler.tune.records import MODEL, MODEL_VERSION, names_in
+from qcompiler.tune.records import LATE, MODEL, MODEL_VERSION, names_in
 
 SLOWER = 1.05
 """A step is slower in int8 where it takes more than this many times as long as in float."""
 LIKELY = 1.1
 """A variant that is predicted to take more than this many times as long is not measured."""
-_STAGES = ("integer", "layout")
 _NEAR = 4
 """Up to this many times more, or fewer, parts of a batch are tried."""
 
@@ -73,7 +72,7 @@ def without_passes(made: Compilation, best: Best) -> Iterator[Variant | None]:
     too.
     """
     for name in sorted(PASSES):
-        if stage_of(name) not in _STAGES or not made.choice.wants(name):
+        if stage_of(name) not in LATE or not made.choice.wants(name):
             continue
         without, plan = best()
         usual, same = predicted(plan), str(plan)

@@ -26,7 +26,7 @@ from qcompiler.cli import flags, show
 from qcompiler.cli.places import save_npz
 from qcompiler.dtypes import Array
 from qcompiler.errors import Error
-from qcompiler.files import contents, opened, write_text
+from qcompiler.files import contents, opened, parsed, write_text
 from qcompiler.runtime.executor import Executor
 from qcompiler.runtime.executor.options import Executing
 
@@ -48,7 +48,7 @@ class Part:
     def finished(self, model: str) -> bool:
         """Whether the results are there, of this input and this artifact."""
         with suppress(Error, ValueError):
-            told = json.loads(contents(self.mark))
+            told = parsed(contents(self.mark))
             return bool(told == self.facts(model))
         return False
 

@@ -21,7 +21,7 @@ import numpy as np
 from qcompiler.data.columns import Read, reads
 from qcompiler.data.histogram import BINS, Floats, Histogram, best_range, divergence, squared_error
 from qcompiler.errors import Error
-from qcompiler.files import contents, write_text
+from qcompiler.files import contents, parsed, write_text
 from qcompiler.ir import SIZE, Array, Graph, Node, text
 from qcompiler.ops import evaluate
 from qcompiler.options import METHODS
@@ -225,7 +225,7 @@ class Statistics:
     def read(path: Path) -> Statistics:
         """JSON that `write` made -> the statistics. Raises Error on anything else."""
         try:
-            whole = json.loads(contents(path))
+            whole = parsed(contents(path))
             if whole["format"] != _FORMAT:
                 raise ValueError(f"format {whole['format']}, not {_FORMAT}")
             values = {str(k): _summary_from_json(v) for k, v in whole["values"].items()}

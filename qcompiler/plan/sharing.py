@@ -17,6 +17,7 @@ from qcompiler.ir.refusals import Reasons
 from qcompiler.ir.text import write
 from qcompiler.kernels.registry import Record, Records
 from qcompiler.ops.work import PACE, work
+from qcompiler.plan.batches import parts_of
 from qcompiler.plan.plan import Plan, Progress, Step, plan
 from qcompiler.plan.regions import regions
 from qcompiler.plan.repeats import has_loops, turns
@@ -48,9 +49,9 @@ def planned(
         return plan(graph, device, progress, reasons, records)
     one = replace(device, threads=1)
     if (best := recorded(graph, device, records)) is not None:
-        some = replace(device, threads=best.threads or device.threads)
-        parts, branches = int(best.knobs.get("parts", 0)), bool(best.knobs.get("branches", 1))
-        return plan(graph, some, progress, reasons, records, parts, branches)
+        some = replace(device, threads=min(best.threads or device.threads, device.threads))
+        parts, branches = map(int, _knobs(best))
+        return plan(graph, some, progress, reasons, records, parts, bool(branches))
     if not asked and at_most(graph, device) < least(device):
         return plan(graph, one, progress, reasons, records)
     made = plan(graph, device, progress, reasons, records)
@@ -61,11 +62,20 @@ def planned(
 
 def recorded(graph: Graph, device: Device, records: Records | None) -> Record | None:
     """What was measured to be best for a plan as a whole: its threads, the parts of its batch (knob
-    "parts"), and whether branches run side by side (knob "branches": 0, they do not)."""
+    "parts"), and whether branches run side by side (knob "branches": 0, they do not). None where
+    the graph's batch has no such parts.
+    """
     best = None if records is None else records.best(key_of(graph), device)
-    if best is None or (best.generator, best.version) != (WHOLE, VERSION):
-        return None
-    return best if best.knobs else None  # none of them: as without records
+    if best is None or (best.generator, best.version) != (WHOLE, VERSION) or not best.knobs:
+        return None  # without knobs: as without records
+    parts, branches = _knobs(best)
+    known = parts in (0, *parts_of(graph)) and branches in (0, 1)
+    return best if known else None
+
+
+def _knobs(record: Record) -> tuple[int | str, int | str]:
+    """The parts of the batch, and whether branches run side by side, as a record has them."""
+    return record.knobs.get("parts", 0), record.knobs.get("branches", 1)
 
 
 def key_of(graph: Graph) -> str:

@@ -39,7 +39,7 @@ from qcompiler.data.calibrate import CANDIDATES, Statistics, fingerprint
 from qcompiler.data.samples import Sample, samples
 from qcompiler.driver import Compilation
 from qcompiler.errors import Error
-from qcompiler.files import contents, write_text
+from qcompiler.files import contents, parsed, write_text
 from qcompiler.ir import Graph
 from qcompiler.ops.kinds import MEASURED
 from qcompiler.options import Options, Watch
@@ -448,7 +448,7 @@ class _State:
     def read(self, path: Path) -> dict[str, tuple[float, ...]]:
         """A file's measurements; none if they belong to another model, data or options."""
         try:
-            whole = json.loads(contents(path))
+            whole = parsed(contents(path))
             if whole["mark"] != self.mark:
                 return {}
             return {str(k): tuple(map(float, v)) for k, v in whole["values"].items()}

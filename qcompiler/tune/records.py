@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qcompiler.errors import Error
-from qcompiler.files import contents, write_text
+from qcompiler.files import contents, parsed, write_text
 from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Graph, text
 from qcompiler.kernels.registry import GENERATORS, Record, Records
@@ -35,6 +35,9 @@ APART_VERSION = 1
 MODEL, MODEL_VERSION = "model", 1
 """Stands for a generator in records of whole models: passes that are better left out (knob
 "disabled"), and nodes that are better left in float ("exclude"), as lists in JSON."""
+
+LATE = ("integer", "layout")
+"""Stages whose passes a record of a model may leave out."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def model_key(graph: Graph, precision: str) -> str:
 def names_in(record: Record, knob: str) -> tuple[str, ...]:
     """The list that a knob of a model's record holds. Raises Error where it holds anything else."""
     try:
-        found = json.loads(str(record.knobs.get(knob, "[]")))
+        found = parsed(str(record.knobs.get(knob, "[]")))
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(n, str) for n in found):
@@ -218,7 +221,7 @@ def _text(knobs: Mapping[str, int | str]) -> str:
 
 def _read_line(line: bytes, where: str) -> Line:
     try:
-        entry = json.loads(line)
+        entry = parsed(line)
     except ValueError as e:
         raise Error(f"no JSON: {e}", where=where, hint="a file that `qcompiler tune` wrote") from e
     if not isinstance(entry, dict) or "format" not in entry:

@@ -117,6 +117,23 @@ def test_a_record_of_a_model_that_says_nothing_changes_nothing(
         _ = broken.plan
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"exclude": '["("]'},
+        {"exclude": '["no such node"]'},
+        {"disabled": '["no_such_pass"]'},
+        {"disabled": '["fold_constants"]'},
+        {"disabled": '["quantize_static"]', "exclude": '["second"]'},
+    ],
+)
+def test_a_record_of_other_nodes_or_passes_is_left_out(
+    quantized: Compilation, knobs: dict[str, str], tmp_path: Path
+) -> None:
+    record = Record(MODEL, MODEL_VERSION, knobs, 0.0)
+    assert str(recorded(quantized, record, tmp_path / "r.jsonl").plan) == str(quantized.plan)
+
+
 def test_threads_and_parts_of_a_plan_are_varied(quantized: Compilation) -> None:
     usual = quantized.plan
     found = plan_choices(quantized, usual)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +26,7 @@ from qcompiler.options import Options
 from qcompiler.plan import branches, memory
 from qcompiler.plan.barriers import SHARED
 from qcompiler.plan.plan import Plan, Step, plan
-from qcompiler.plan.sharing import WHOLE, at_most, key_of, nanoseconds, recorded, saving
+from qcompiler.plan.sharing import WHOLE, at_most, key_of, nanoseconds, planned, recorded, saving
 from qcompiler.runtime import load
 from qcompiler.tune.records import CHOSEN, Key, Line, Measured, described, write
 
@@ -259,6 +260,26 @@ def test_a_record_of_the_plan_says_that_branches_run_one_after_the_other(tmp_pat
     again = Compilation(model, Options(threads=2, tuning_records=path))
     assert recorded(again.lowered, again.device, again.records) == record
     assert not any(s.branch for s in again.plan.steps)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "threads"),
+    [
+        *(({"parts": p}, 2) for p in (-1, -8, 3, 1 << 40, "x", "2")),
+        *(({"branches": b}, 2) for b in (-1, 2, "0")),
+        *(({"parts": 1}, n) for n in (3, 1 << 40)),
+    ],
+)
+def test_what_a_record_of_a_plan_says_that_cannot_be_is_left_out(
+    knobs: Mapping[str, int | str], threads: int
+) -> None:
+    graph, device = towers((4, 4)), host(2)
+    key = Key(key_of(graph), described(device))
+    lines = (Line(CHOSEN, key, Record(WHOLE, 1, knobs, 0.0, threads)),)
+    usual, made = (
+        planned(graph, device, None, {}, asked=True, records=r) for r in (None, Measured(lines))
+    )
+    assert str(made) == str(usual)
 
 
 def test_what_side_by_side_saves_is_counted() -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.files import contents, write_text
+from qcompiler.files import contents, parsed, write_text
 from qcompiler.hardware import cpu
 from qcompiler.runtime.arrays import Array
 from qcompiler.runtime.caller import Caller
@@ -281,8 +281,8 @@ def _rows(raw: Any) -> Iterator[tuple[int, int, int, float]]:
 
 def _kept(path: Path) -> dict[str, Any]:
     """All that the file holds; nothing where there is none, or it is no such file."""
-    with suppress(Error, ValueError, RecursionError):
-        found = json.loads(contents(path))
+    with suppress(Error, ValueError):
+        found = parsed(contents(path))
         if isinstance(found, dict):
             return copy.copy(found)
     return {}

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from qcompiler.errors import Error
+from qcompiler.files import parsed
 from qcompiler.runtime.remote.client import split
 from qcompiler.runtime.sockets import receive_all
 
@@ -102,7 +103,7 @@ class _Connection:
         (size,) = struct.unpack("<i", self._bytes(4, seconds))
         if not 0 < size <= _MOST_BYTES:
             raise ValueError(f"a message of {size} bytes")
-        return json.loads(self._bytes(size, _SECONDS))
+        return parsed(self._bytes(size, _SECONDS))
 
     def ask(self, message: object) -> object:
         """A message -> the answer."""
