@@ -16,7 +16,14 @@ from qcompiler.passes.quantize.common import weights_right
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.ops import make
-from qcompiler.quantization.scales import SMALLEST, along, round_to, weight_bits, weight_scales
+from qcompiler.quantization.scales import (
+    SMALLEST,
+    along,
+    round_to,
+    unfit,
+    weight_bits,
+    weight_scales,
+)
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rewrite.matching import int64s
 from qcompiler.rewrite.mentions import named
@@ -69,6 +76,8 @@ class QuantizeDynamic:
             reason = "not an activation times constant weights"
         elif x.dtype != "float32" or min(x.type.rank, w.type.rank) < 2:
             reason = f"a product of {x.type} and {w.type}"
+        else:
+            reason = unfit(w.array)
         if reason and self.explain is not None:
             self.explain("quantize_dynamic", node, reason)
         return not reason

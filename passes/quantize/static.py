@@ -48,6 +48,8 @@ from qcompiler.quantization.scales import (
     channel_scale,
     has_exact_product,
     multiplies_bfloat16,
+    numbers,
+    unfit,
     weight_bits,
 )
 from qcompiler.rewrite import Explain, graph_pass
@@ -273,7 +275,11 @@ class Places:
             reason = "its weights are a vector"
         elif unseen:
             reason = f"{unseen[0].name or unseen[0].op} was not seen in calibration"
+        elif bias is not None and not np.isfinite(numbers(bias)).all():
+            reason = "its bias is infinite or not a number"
         else:
+            reason = unfit(weights.array) if weights.is_constant else ""
+        if not reason:
             return read
         self.options.skip(node, reason)
         return ()

@@ -13,7 +13,7 @@ import numpy as np
 
 from qcompiler.ir import Graph, Node, constant, substitute
 from qcompiler.ops import make
-from qcompiler.quantization.scales import along, round_to, weight_scales
+from qcompiler.quantization.scales import along, round_to, unfit, weight_scales
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rewrite.mentions import named
 
@@ -48,8 +48,8 @@ class QuantizeTables:
             return self.skip(node, "a scale takes as much memory as a row")
         if node.int("axis") % 2:
             return self.skip(node, "columns are gathered, not rows")
-        if not np.isfinite(table.array).all():
-            return self.skip(node, "the table has infinite or NaN values")
+        if reason := unfit(table.array):
+            return self.skip(node, reason)
         scales = along(weight_scales(table.array, 0), 2, 0)
         rows = constant(round_to(table.array, scales, "int8"), table.name)
         picked = [make("Gather", x, index, name=node.name) for x in (rows, constant(scales))]

@@ -28,6 +28,7 @@ from qcompiler.ops.registry import Numbers
 from qcompiler.quantization.codebooks import FLOATS, TABLES, Table, as_float, table_of
 from qcompiler.quantization.reconstruct import Floats, Grid, Moments
 from qcompiler.quantization.rounding import Scheme, bits_of, grid_of, importance, round_rows, seen
+from qcompiler.quantization.scales import unfit
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rewrite.matching import input_at, rebuilt
 from qcompiler.rewrite.mentions import named
@@ -111,6 +112,8 @@ class QuantizeWeights:
             reason = "weights of a shape other than [O,C,*K] or [K,N]"
         elif self.rounding != "nearest" and not takes(node):
             reason = "its shapes are unknown"
+        else:
+            reason = unfit(node.operands[1].array)
         if reason and self.explain is not None:
             self.explain("quantize_weights", node, reason)
         return not reason

@@ -111,6 +111,20 @@ def _float32(step: float) -> NDArray[np.float32]:
     return np.array(max(step or NOTHING, SMALLEST), np.float32)
 
 
+def unfit(weights: Array) -> str:
+    """Why weights cannot be integers times a scale; "" where they can. The largest scale would clip
+    them, or the smallest one leave nothing of any: such products stay as they are.
+    """
+    largest = max(-float(weights.min(initial=0)), float(weights.max(initial=0)))
+    if not np.isfinite(weights.sum(dtype=np.float64)):
+        return "a weight is infinite or not a number"
+    if largest > LARGEST:
+        return f"weights of up to {largest:.1g} are beyond all scales"
+    if 0 < largest < 127 * SMALLEST:
+        return f"weights of {largest:.1g} and less are below all scales"
+    return ""
+
+
 def weight_scales(weights: Array, axis: int | None, bits: int = 8) -> NDArray[np.float32]:
     """Weights -> the scale of each slice along `axis`, [C]; of the whole tensor, [1], for None.
 

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 from oracles import onnxruntime_outputs
 
 import qcompiler
 from qcompiler import ops
 from qcompiler.data.calibrate import Calibration
+from qcompiler.driver import Compilation
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Type, constant, placeholder
 from qcompiler.onnx_io.writer import write
-from qcompiler.ops import make
-from qcompiler.options import PRECISIONS
+from qcompiler.ops import evaluate, make
+from qcompiler.options import PRECISIONS, Options
 from qcompiler.quantization.codebooks import as_float, table_of
 from qcompiler.stages import Choice, build, run_stage
 
@@ -263,3 +265,34 @@ def test_every_precision_names_a_pass_and_its_options() -> None:
     choice = Choice({"quantize_weights": PRECISIONS["int4-weights"][1]})
     made = run_stage(run_stage(network(), "quantize", None, choice), "integer")
     assert any(n.op == "matmul_narrow" for n in made.nodes)
+
+
+FINITE = (1e35, 1e-25, 1e-42)
+CASES = [
+    *(("int8", weight) for weight in FINITE),  # calibration refuses what is not finite
+    *((p, w) for p in ("int8-dynamic", "int8-weights", "int4-weights") for w in (*FINITE, np.inf)),
+]
+
+
+@pytest.mark.parametrize(("precision", "weight"), CASES)
+def test_weights_that_no_scale_suits_stay_float(precision: str, weight: float) -> None:
+    """Not clipped to the largest scale, nor all rounded to zero."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[4, 16] x) => (float[4, 8] y, float[4, 8] z) {
+            y = MatMul(x, odd)
+            z = MatMul(x, w)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    x, w, odd = (rng.standard_normal(s).astype(np.float32) for s in ((4, 16), (16, 8), (16, 8)))
+    odd[3:] *= np.float32(weight)
+    odd[:3] = 0
+    for name, array in (("w", w), ("odd", odd)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    calibration = [{"x": x}] if precision == "int8" else None
+    made = Compilation(model, Options(precision=precision, calibration=calibration))
+    with np.errstate(invalid="ignore"):
+        got = evaluate(made.lowered, {"x": x})
+        np.testing.assert_allclose(got["y"], x @ odd, rtol=1e-4, atol=1e-44)
+    assert 0 < np.abs(got["z"] - x @ w).max() < 0.5
