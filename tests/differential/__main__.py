@@ -22,6 +22,7 @@ from .boards import check_on_board, on_board
 from .changed import check_changed
 from .checks import Outcome, check
 from .exported import check_exported, for_machine
+from .fat import check_fat
 from .generate import KINDS, Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
@@ -45,7 +46,16 @@ def main() -> int:
         "--kind",
         choices=(
             *("graphs", "passes", "open", "sizes", "pairs", "onnx", "artifact"),
-            *("pruned", "extreme", "extreme-odd", "changed", "retyped", "boards", "exported"),
+            *(
+                "pruned",
+                "extreme",
+                "extreme-odd",
+                "changed",
+                "retyped",
+                "boards",
+                "exported",
+                "fat",
+            ),
         ),
         default="graphs",
     )
@@ -118,7 +128,7 @@ def checked(case: Case, kind: str = "graphs") -> Result:
     outcome: Outcome
     checks = {"open": check_opened, "sizes": check_sizes, "pairs": check_two_sizes}
     checks |= {"pruned": check_pruned, "changed": check_changed, "retyped": check_retyped}
-    checks |= {"boards": check_on_board, "exported": check_exported}
+    checks |= {"boards": check_on_board, "exported": check_exported, "fat": check_fat}
     if kind in checks:
         outcome = checks[kind](case)
     else:

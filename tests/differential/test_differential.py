@@ -20,6 +20,7 @@ from .boards import check_on_board
 from .changed import check_changed
 from .checks import Outcome, check, described, differs
 from .exported import check_exported
+from .fat import check_fat
 from .generate import KINDS, Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
@@ -136,7 +137,7 @@ def test_models_written_in_other_ways_and_dtypes_do_what_they_mean(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("check_case", [check_on_board, check_exported])
+@pytest.mark.parametrize("check_case", [check_on_board, check_exported, check_fat])
 def test_random_models_do_what_they_mean_on_other_processors_and_in_c(
     check_case: Callable[[Case], Outcome],
 ) -> None:
