@@ -87,7 +87,10 @@ class ShortMac:
     `emit(sums, left, right)` takes and returns TIR vector expressions of `lanes` elements. Short
     sums must not overflow where float32 ones would not, so the right operand is a constant: each
     of its columns is multiplied by a power of two, such that the absolute values that meet in a
-    short sum add up to at most `most`; the float32 sums are scaled back.
+    short sum add up to at most `most`; the float32 sums are scaled back. Where results are rounded
+    to the short dtype, up to so many `sections` of as many steps may be added in that, too (or more
+    shorter ones, by as few roundings): then the absolute values of a whole column add up to at most
+    `most`.
     """
 
     key: MacKey
@@ -95,6 +98,7 @@ class ShortMac:
     steps: int
     emit: Callable[..., Any]
     by_lane: int = 1
+    sections: int = 16
 
     k = rows = 1
     temporaries = 0
@@ -111,7 +115,8 @@ class ShortMac:
     @property
     def most(self) -> float:
         """What absolute weights that meet may sum up to, at most 1: each of the steps rounds, by
-        half of 2^-10, and what is rounded must stay below the largest left operand.
+        half of 2^-10, and what is rounded must stay below the largest left operand. That leaves as
+        many roundings again to sums of sections.
         """
         return 1 - self.steps * 2.0**-10
 

@@ -9,6 +9,7 @@ multipliers of a `quantize`, scales, addends     whether what it rounds fits int
 ... and weights, where instructions care         whether it fits int16                   `short`
 zero points of a `quantize` to int8, there       whether it is -128                      `least`
 bounds of a Clip, where float16 is multiplied    whether float16 has them                `halves`
+weights and biases there                         whether float16 has all sums            `halves`
 weights of products that saturate at 16 bits     how many may be added there             `run`
 ... of one filter a channel                      whether two rows' always fit            `pairs_fit`
 ... multiplied to 16 bits                        how many taps' always fit               `run`
@@ -18,7 +19,7 @@ There are few facts on purpose: each one that two layers do not share means anot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -26,7 +27,7 @@ import numpy as np
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Array, Node, numpy_dtype
-from qcompiler.kernels.cpu.contraction.operands import product_of
+from qcompiler.kernels.cpu.contraction.operands import bias_of, product_of, sections
 from qcompiler.kernels.cpu.contraction.problem import problem_of
 from qcompiler.kernels.cpu.contraction.saturation import longest_run
 from qcompiler.kernels.cpu.windows.depthwise_filters import Shape, longest_chain, tame
@@ -54,6 +55,8 @@ _DTYPES = ("float32", "int32")
 """The dtypes of elementwise nodes' constants that are examined."""
 
 _FLOAT32 = float(np.finfo(np.float32).max)
+_LARGEST_SCALE = 2.0**15
+"""The largest power of two that float16 has."""
 _WHOLE = 1e9
 """Numbers up to this certainly fit int32 after rounding."""
 _SHORT = 32000.0
@@ -84,6 +87,7 @@ def _known(region: Region, device: Device) -> dict[Node, Facts]:
     numbers, zeros, fitting = _numbers(region), _zeros(region), _fitting(region, _WHOLE)
     short, least = _shortened(region, device)
     halves = _halves(region, device)
+    halves |= _short_ends(region, device, halves)
     run, pairs_fit = _weights(region, device)
     right = region.root.operands[1] if region.root and len(region.root.operands) > 1 else None
     return {
@@ -259,6 +263,50 @@ def _halves(region: Region, device: Device) -> set[Node]:
 
     clips = [n for n in region.nodes if n.op == "Clip" and n.dtype == "float32"]
     return {n for n in clips if all(fits(i) for i in n.inputs[1:])}
+
+
+def _short_ends(region: Region, device: Device, clips: Collection[Node]) -> set[Node]:
+    """The root, or its sum with a bias, if float16 sums of it do: it is only rounded to float16, or
+    clipped before by what float16 has; the bias, and the powers of two by which columns of weights
+    are scaled, are float16 numbers; and there are no more roundings than a ShortMac may have.
+    """
+    root = region.root
+    short = device.isa.short if isinstance(device, Cpu) else None
+    if root is None or root.op not in ("conv", "matmul") or short is None:
+        return set()
+    summed, bias = bias_of(region)
+    weights = _array(root.operands[1])
+    if root.dtype != "float32" or weights is None or weights.dtype != np.float16:
+        return set()
+    ends = _only_reader(region, summed)
+    if ends is not None and (ends.op == "Relu" or ends in clips):
+        ends = _only_reader(region, ends)
+    if ends is None or (ends.op, ends.dtype) != ("Cast", "float16"):
+        return set()
+    if bias is not None and not _rounds(region, bias):
+        return set()
+    axis = -1 if root.op == "matmul" and root.int("transpose_b") else -2
+    axes = axis if root.op == "matmul" else tuple(range(weights.ndim - 1))
+    sizes = np.abs(np.where(np.isfinite(weights), weights, 0).astype(np.float64)).sum(axes)
+    taps = 1 if root.op == "matmul" else prod(weights.shape[:-2])
+    count, size = sections(short.steps, taps, weights.shape[axis])
+    fit = sizes.max(initial=0) <= short.most * _LARGEST_SCALE
+    return {summed} if fit and count + size <= short.steps + short.sections else set()
+
+
+def _only_reader(region: Region, node: Node) -> Node | None:
+    """The one node of a region that reads another, which is not its output."""
+    readers = [n for n in region.nodes if node in n.operands]
+    return readers[0] if len(readers) == 1 and node is not region.output else None
+
+
+def _rounds(region: Region, bias: Node) -> bool:
+    """Is a constant that one node of a region reads finite in float16 where it is in float32?"""
+    array = _array(bias)
+    if array is None or _only_reader(region, bias) is None:
+        return False
+    with np.errstate(over="ignore"):
+        return bool((np.isfinite(array.astype(np.float16)) == np.isfinite(array)).all())
 
 
 def _scaled(node: Node, bounds: Mapping[Node, Bound], constants: Mapping[Node, Array]) -> Bound:

@@ -49,7 +49,7 @@ def sums_of(root: Node, x: Array, isa: Isa = FP16, generator: Ways = tiled) -> t
     return run(kernel, region, isa, values), expected(graph, values)
 
 
-def bound(root: Node, x: Array) -> Array:
+def bound(root: Node, x: Array, part: int = 30) -> Array:
     """What docs/targets.md promises: a thirtieth of the sum of absolute products, and 2^-24 of a
     column's scale for each step, and for each unit of the left operand.
     """
@@ -64,7 +64,9 @@ def bound(root: Node, x: Array) -> Array:
 
     column = sizes[1].reshape(-1, w.shape[-1]).sum(0)
     scale = 2 * column / MAC.most
-    return total(*sizes) / 30 + 2.0**-24 * scale * (total(sizes[0], one[1]) + total(one[0], one[1]))
+    return total(*sizes) / part + 2.0**-24 * scale * (
+        total(sizes[0], one[1]) + total(one[0], one[1])
+    )
 
 
 def near(root: Node, x: Array, **options: object) -> None:

@@ -53,6 +53,9 @@ def in_place_candidates(region: Region) -> tuple[int, ...]:
     )
 
 
+NOTHING_PACKED: Mapping[Node, str] = {}
+
+
 class Draft:
     """One kernel: `b` collects its statements, `m` its arithmetic, `pointers` are its inputs."""
 
@@ -63,11 +66,12 @@ class Draft:
         device: Cpu,
         *,
         name: str = "",
-        packed: Node | None = None,
+        packed: Mapping[Node, str] = NOTHING_PACKED,
         flush: bool = True,
     ) -> None:
-        """`kind` and what is fused make the kernel's name, unless it is given. `packed` is an input
-        that is read as bytes. With `flush`, the denormals of bfloat16 products become zero.
+        """`kind` and what is fused make the kernel's name, unless it is given. `packed` are inputs
+        that are read as another dtype. With `flush`, the denormals of bfloat16 products become
+        zero.
         """
         self.region, self.device, self.isa = region, device, device.isa
         self.name = name or name_of(kind, region)
@@ -76,8 +80,7 @@ class Draft:
         flush &= root is not None and root.op in _PRODUCTS and root.operands[0].dtype == "bfloat16"
         self.m = TirMath(self.b, device.isa, flush=flush)
         self.pointers: Mapping[Node, Pointer] = {
-            n: self.b.pointer(f"in{i}", "uint8" if n is packed else n.dtype)
-            for i, n in enumerate(region.inputs)
+            n: self.b.pointer(f"in{i}", packed.get(n, n.dtype)) for i, n in enumerate(region.inputs)
         }
         self.out = self.b.pointer("out", region.output.dtype)
         self._scratch: Pointer | None = None

@@ -31,6 +31,7 @@ ROW_INSTRUCTIONS = 3.0  # where a row is written
 LOOP_INSTRUCTIONS = 3.0  # of an iteration over k
 TILE_CYCLES = 20.0  # of the reference: begin a tile
 JOIN_INSTRUCTIONS = 7.0  # widen a vector of short sums, scale and add it to two others
+ADD_INSTRUCTIONS = 3.0  # add a vector of short sums to another one
 TAP_CYCLES = 10.0  # of the reference: begin a tap
 HIDDEN = 0.7  # part of the shorter of two that overlap, instructions and products, that counts
 BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
@@ -340,7 +341,10 @@ def _by_instructions(
     finish = rows * sum(n * each[n] for n in powers_of_two(vectors))
     if isinstance(product.mac, ShortMac):
         joins, _ = sections(product.mac.steps, problem.tap_count, problem.depth)
-        finish = 2 * finish + joins * high * vectors * JOIN_INSTRUCTIONS
+        if product.sums == "float16":
+            finish += (joins - 1) * high * vectors * ADD_INSTRUCTIONS
+        else:
+            finish = 2 * finish + joins * high * vectors * JOIN_INSTRUCTIONS
     ends = rows * ROW_INSTRUCTIONS + TILE_CYCLES + TAP_CYCLES * taps
     begun = (steps * issued + finish + ends) / core.issue_per_cycle
     chain = 1.0 if product.temporaries else core.latency_cycles

@@ -31,7 +31,7 @@ def direct(region: Region, device: Cpu) -> tuple[Problem, Product] | Skip:
     if reason := refuse(region):
         return reason
     constant = root.operands[1].is_constant
-    product = _product(root, device)
+    product = _product(region, root, device)
     if isinstance(product, Skip):
         return product
     problem = problem_of(root, product.mac.width, device.core)
@@ -56,7 +56,7 @@ def direct(region: Region, device: Cpu) -> tuple[Problem, Product] | Skip:
     return problem, product
 
 
-def _product(root: Node, device: Cpu) -> Product | Skip:
+def _product(region: Region, root: Node, device: Cpu) -> Product | Skip:
     """The product to use: of blocks if an image has as many rows as a block, else with short sums,
     or of vectors.
     """
@@ -66,7 +66,7 @@ def _product(root: Node, device: Cpu) -> Product | Skip:
         if not isinstance(problem, Skip) and problem.rows * problem.columns >= found.mac.rows:
             return found
     constant = root.operands[1].is_constant
-    if constant and (short := short_product_of(device.isa, left, right, root.dtype)):
+    if constant and (short := short_product_of(region, device.isa)):
         return short
     product = product_of(device.isa, left, right, root.dtype, packed=constant)
     return product or Skip(f"no product of {left} and {right}")

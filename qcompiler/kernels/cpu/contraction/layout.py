@@ -6,11 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.contraction.blocking import Tiling, Units, needs_copy
-from qcompiler.kernels.cpu.contraction.operands import Panels, Product, pack, panel_bytes
+from qcompiler.kernels.cpu.contraction.operands import (
+    Panels,
+    Product,
+    bias_of,
+    pack,
+    panel_bytes,
+)
 from qcompiler.kernels.cpu.contraction.pairs import doubled
 from qcompiler.kernels.cpu.contraction.problem import Problem
 from qcompiler.kernels.registry import Region
@@ -135,7 +143,14 @@ class Layout:
         if self.constant:
             packed[self.problem.right] = self.pack
         packed |= dict.fromkeys(self.twice, doubled(self.product))
+        packed |= dict.fromkeys(self.rounded, lambda array: array.astype(np.float16))
         return {self.region.inputs.index(n): pack for n, pack in packed.items()}
+
+    @property
+    def rounded(self) -> tuple[Node, ...]:
+        """The bias, if sums are float16."""
+        bias = bias_of(self.region)[1]
+        return () if bias is None or self.product.sums != "float16" else (bias,)
 
     # -- a task's scratch
 

@@ -9,6 +9,7 @@ from a list of leftovers that every panel's head points to: [vector][lane][step]
 left operand.
 
 A product with short sums has its columns scaled, each by a power of two that a panel's head says.
+Its sums are float32, or float16 where that is what results are rounded to first of all.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ class Product:
     @property
     def scale_bytes(self) -> int:
         """Bytes of a panel's head for the scales of one vector's columns."""
-        return self.mac.width * 4 if isinstance(self.mac, ShortMac) else 0
+        short = isinstance(self.mac, ShortMac)
+        return self.mac.width * tir.bits(self.sums) // 8 if short else 0
 
     @property
     def head_bytes(self) -> int:
@@ -250,12 +252,19 @@ def block_product_of(isa: Isa, left: str, right: str, sums: str) -> Product | No
     return None
 
 
-def short_product_of(isa: Isa, left: str, right: str, sums: str) -> Product | None:
-    """The product with short sums by a constant right operand, if there is one."""
+def short_product_of(region: Region, isa: Isa) -> Product | None:
+    """The product of a region's root with short sums by a constant right operand, if there is one;
+    they end in float16 where results are rounded to that anyway.
+    """
+    root = region.root
+    assert root is not None
+    left, right, sums = *(i.dtype for i in root.operands), root.dtype
     mac = isa.short
     if mac is None or not {left, right, sums} <= _SHORT.keys():
         return None
-    return Product(mac, left, right, sums) if mac.key == _key(left, right, sums) else None
+    if mac.key != _key(left, right, sums):
+        return None
+    return Product(mac, left, right, "float16" if region.known(bias_of(region)[0]).halves else sums)
 
 
 def tile_of(isa: Isa, root: Node) -> TileMac | None:
@@ -366,13 +375,16 @@ def sections(steps: int, taps: int, depth: int) -> tuple[int, int]:
     return taps * -(-depth // steps), min(steps, depth)
 
 
-def scaled(weights: Array, mac: ShortMac) -> tuple[Array, Array]:
+def scaled(weights: Array, mac: ShortMac, sums: str = "float32") -> tuple[Array, Array]:
     """float16 weights [taps, depth, width] -> the same, each column over a power of two, and these
-    as float32 [width]: those that meet in a short sum add up to at most `mac.most`. What becomes
-    too small is the smallest number: infinity times it is no NaN.
+    [width] in the dtype of `sums`: those that meet in a short sum, or in float16 sums all of a
+    column, add up to at most `mac.most`. What becomes too small is the smallest number: infinity
+    times it is no NaN.
     """
     taps, depth, width = weights.shape
     count, size = sections(mac.steps, taps, depth)
+    if sums == "float16":
+        count, size = 1, taps * depth
     sizes = np.abs(np.where(np.isfinite(weights), weights, 0).astype(np.float64))
     if count > 1:
         sizes = np.pad(sizes, ((0, 0), (0, -depth % size), (0, 0)))
@@ -382,7 +394,7 @@ def scaled(weights: Array, mac: ShortMac) -> tuple[Array, Array]:
     made = wide.astype(weights.dtype)
     least = np.copysign(np.finfo(np.float16).smallest_subnormal, wide)
     made = np.where((made == 0) & (weights != 0), least, made).astype(weights.dtype)
-    return made, np.ldexp(np.float32(1), exponents)
+    return made, np.ldexp(np.float32(1), exponents).astype(sums)
 
 
 class _Writer:
@@ -403,7 +415,7 @@ class _Writer:
             sums = -product.shift * full.astype(np.int64).sum((0, 1))
             parts.append(sums.astype(np.int32).view(np.uint8))
         if isinstance(product.mac, ShortMac):
-            kept, scales = scaled(full, product.mac)
+            kept, scales = scaled(full, product.mac, product.sums)
             parts.append(scales.view(np.uint8))
         if product.leftovers:
             entries = self._entries(np.subtract(full, kept, dtype=np.int16))

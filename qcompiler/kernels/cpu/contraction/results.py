@@ -57,7 +57,7 @@ class Results:
                     count = (width - 1) * lanes + (run.tail if last else lanes)
                     some = range(first, first + width)
                     held = of_row(self.product, sums, run.vectors, r, some)
-                    value = Vec(fused.m, b.let(held, "sums"), root.dtype, width * lanes)
+                    value = Vec(fused.m, b.let(held, "sums"), tir.dtype_of(held), width * lanes)
                     at = b.let(column + first * lanes, "n")
                     result = fused.at(row, at, width * lanes, count, {self.summed: value})
                     store(fused.m, self.d.out, index * columns + at, result, count)

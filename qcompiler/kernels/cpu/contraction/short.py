@@ -1,12 +1,13 @@
 """A tile of sums whose products are added in short floats first, some steps of k at a time.
 
-Only the short sums are in registers all the while: the float32 ones, twice their size, are read
-and written between two sections of k, where LLVM keeps them on the stack if there is no room.
+Only the short sums are in registers all the while: those of all sections are read and written
+between two of them, where LLVM keeps them on the stack if there is no room. They are float32, twice
+as large, scaled back and begin with a bias; or short, too, and scaled when all are added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
 
@@ -29,10 +30,16 @@ from qcompiler.kernels.cpu.contraction.operands import Product
 def short_sums(
     b: Builder, product: Product, left: Left, base: Value, right: Right, *, late: bool
 ) -> Sums:
-    """Emit the whole sum of one tile -> its float32 sums, row by row. `late`: the last ones are
-    joined when they are asked for, each once, in this order.
+    """Emit the whole sum of one tile -> its sums, row by row. `late`: the last ones are joined when
+    they are asked for, each once, in this order.
     """
-    return _Tile(b, product, left, right).sums(base, late)
+    tile = _Tile(b, product, left, right)
+    joined = tile.joined(base)
+    if late:
+        return _Late(joined)
+    for i, value in enumerate(joined):
+        tile.long[i] = value
+    return tile.long
 
 
 class _Late:
@@ -54,35 +61,31 @@ class _Tile:
         self.left, self.right, self.apart = left, right, left.step(product)
         count = len(left.offsets) * right.vectors
         self.long = b.registers(product.sums, self.mac.lanes, count, "sum")
+        self.halves = product.sums == "float16"
         self.short = b.registers(product.left, self.mac.lanes, count, "short")
 
-    def sums(self, base: Value, late: bool) -> Sums:
-        """All sections, of all taps in one if they are few enough."""
-        b, left = self.b, self.left
+    def joined(self, base: Value) -> Iterator[Value]:
+        """All sections, of all taps in one if they are few enough -> every sum, which is joined, as
+        the last thing of all, when it is asked for.
+        """
+        b, left, steps = self.b, self.left, self.mac.steps
         base = b.let(tir.cast(base, "int64"), "base")
         taps = prod(count for count, _ in left.taps)
-        if taps * left.depth <= self.mac.steps:
+        if taps * left.depth <= steps:
             self.short.fill(0)
             over_taps(b, left.taps, left.depth, base, 0, self._tap)
-            if late:
-                return _Late(self._joined(self._starts()))
-            self._join(self._starts())
-        elif not left.taps:
-            steps = self.mac.steps
-            self._section(base, 0, steps, self._starts())
-            if late:
-                whole = (left.depth - 1) // steps
-                self._loop(base, 0, 1, whole)
-                self.short.fill(0)
-                here = b.let(base + whole * (steps * self.apart), "at")
-                self._add(here, tir.const(whole * steps), left.depth - whole * steps)
-                return _Late(self._joined(None))
-            self._sections(base, 0, 1)
-        else:
-            for i, start in enumerate(self._starts() * len(left.offsets)):
-                self.long[i] = start
+            return self._ended(self._sum(first=True))
+        whole = (left.depth - 1) // steps
+        if left.taps:
+            self._begin()
             over_taps(b, left.taps, left.depth, base, 0, self._sections)
-        return self.long
+            return self._ended(self.long[i] for i in range(self.long.count))
+        self._section(base, 0, steps, first=True)
+        self._loop(base, 0, 1, whole)
+        self.short.fill(0)
+        here = b.let(base + whole * (steps * self.apart), "at")
+        self._add(here, tir.const(whole * steps), left.depth - whole * steps)
+        return self._ended(self._sum(first=False))
 
     def _starts(self) -> list[Value]:
         """What float32 sums begin with, by vector."""
@@ -91,14 +94,22 @@ class _Tile:
             return [tir.const(0, self.long.dtype, self.mac.lanes)] * right.vectors
         return [self.b.let(right.start(v), "start") for v in range(right.vectors)]
 
+    def _begin(self) -> None:
+        """What the sums of all sections begin with."""
+        if self.halves:
+            self.long.fill(0)
+            return
+        for i, start in enumerate(self._starts() * len(self.left.offsets)):
+            self.long[i] = start
+
     def _tap(self, at: Value, first: Value) -> None:
         self._add(at, first, self.left.depth)
 
-    def _sections(self, at: Value, first: Value, done: int = 0) -> None:
+    def _sections(self, at: Value, first: Value) -> None:
         """One tap: sections of as many steps as short sums may have, and the rest."""
         b, steps = self.b, self.mac.steps
         whole, rest = divmod(self.left.depth, steps)
-        self._loop(at, first, done, whole)
+        self._loop(at, first, 0, whole)
         if rest:
             done = whole * steps
             here = b.let(at + done * self.apart, "at")
@@ -111,12 +122,12 @@ class _Tile:
             here = b.let(at + i * (steps * self.apart), "at")
             self._section(here, b.let(first + i * steps, "step"), steps)
 
-    def _section(
-        self, at: Value, first: Value, steps: int, starts: Sequence[Value] | None = None
-    ) -> None:
+    def _section(self, at: Value, start: Value, steps: int, *, first: bool = False) -> None:
+        """One section, the `first` of all or not."""
         self.short.fill(0)
-        self._add(at, first, steps)
-        self._join(starts)
+        self._add(at, start, steps)
+        for i, value in enumerate(self._sum(first=first)):
+            self.long[i] = value
 
     def _add(self, at: Value, first: Value, steps: int) -> None:
         """Multiply some steps, from the left operand's element `at` on, and add them up."""
@@ -141,23 +152,34 @@ class _Tile:
             loads = [loads_of(self.right, first + i)]
             multiplied(self.b, self.product, self.short, [word], loads)
 
-    def _join(self, starts: Sequence[Value] | None) -> None:
-        """Add the short sums, as the scales say, to the others, or to what these start with."""
-        for i, value in enumerate(self._joined(starts)):
-            self.long[i] = value
+    def _sum(self, *, first: bool) -> Iterator[Value]:
+        """The short sums with those of the sections before, or with what all begin with; one after
+        the other.
+        """
+        if not self.halves:
+            short = (self.short[i] for i in range(self.short.count))
+            yield from self._scaled(short, first=first)
+            return
+        for i in range(self.short.count):
+            yield self.short[i] if first else self.long[i] + self.short[i]
 
-    def _joined(self, starts: Sequence[Value] | None) -> Iterator[Value]:
-        """The same, one after the other."""
+    def _ended(self, total: Iterator[Value]) -> Iterator[Value]:
+        """Sums of all sections -> the tile's."""
+        return self._scaled(total, first=True) if self.halves else total
+
+    def _scaled(self, values: Iterable[Value], *, first: bool) -> Iterator[Value]:
+        """Values as the scales say, added to what the tile's sums begin with, or have so far."""
         right = self.right
         assert right.scale is not None
+        starts = self._starts() if first else []
         scales = [self.b.let(right.scale(v), "scale") for v in range(right.vectors)]
-        again = right.again() if right.again and starts is not None else None
-        for i in range(self.short.count):
+        again = right.again() if right.again and first else None
+        for i, value in enumerate(values):
             v = i % right.vectors
             if again is not None and v == 0:
                 begin = next(again)
             if again is not None:
                 before = begin(v)
             else:
-                before = self.long[i] if starts is None else starts[v]
-            yield tir.fma(tir.cast(self.short[i], "float32"), scales[v], before)
+                before = starts[v] if first else self.long[i]
+            yield tir.fma(tir.cast(value, self.long.dtype), scales[v], before)

@@ -105,7 +105,8 @@ class Block:
 def emitted(layout: Layout, kind: Callable[..., Task]) -> Kernel:
     """What was decided -> the kernel, whose tasks are of some kind."""
     region, p, count = layout.region, layout.problem, layout.tiling.tasks
-    packed = p.right if layout.constant else None
+    packed = {p.right: "uint8"} if layout.constant else {}
+    packed |= dict.fromkeys(layout.rounded, "float16")
     d = Draft("", region, layout.device, name=layout.name, packed=packed)
     scratch = d.scratch() if layout.scratch_bytes else None
     with d.b.parallel(count) as task:
@@ -415,6 +416,7 @@ class Task:
             assert self.scratch is not None
             memory = self.scratch + self.layout.packed_at
         size, lanes = product.vector_bytes, product.mac.width
+        scale_bytes = product.scale_bytes
         at = b.let(matrix + group * self.layout.matrix_bytes + self._panel_at(run, nth), "at")
         head = run.vectors * product.head_bytes
         panel = memory + at if self.layout.constant else None
@@ -428,12 +430,12 @@ class Task:
             return memory.load(at + v * lanes * 4, lanes * 4, "int32")
 
         def scale(v: int) -> Value:
-            return memory.load(at + v * lanes * 4, lanes * 4, "float32")
+            return memory.load(at + v * scale_bytes, scale_bytes, product.sums)
 
         start = self.starts.of(column, run, correction if product.flipped else None)
         head_of = (memory + at).view("int32") if product.flipped else None
         leftovers = self._leftovers(memory, at, run) if product.leftovers else None
-        scales = scale if product.scale_bytes else None
+        scales = scale if scale_bytes else None
         again = self.starts.again(column, run, head_of)
         return Right(run.vectors, load, start, leftovers, panel=panel, scale=scales, again=again)
 

@@ -156,7 +156,7 @@ def emitted(region: Region, device: Cpu, choice: Choice) -> Kernel:
     """What was decided -> the kernel."""
     layout, tasks, p = choice.layout, choice.tiling.tasks, choice.layout.problem
     constant, size = p.right.is_constant, choice.task_bytes(device.core)
-    packed, name = p.right if constant else None, _name(region, layout)
+    packed, name = {p.right: "uint8"} if constant else {}, _name(region, layout)
     d = Draft("", region, device, name=name, packed=packed, flush=False)
     scratch = d.scratch()
 

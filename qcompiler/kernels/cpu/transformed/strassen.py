@@ -150,7 +150,7 @@ def _emitted(region: Region, device: Cpu, product: Product, layout: Layout) -> K
     if isinstance(few, Skip):
         return few
     shape = f"{p.rows}x{p.width}x{p.depth}_{t.rows}x{layout.wide}"
-    d = Draft(f"{p.root.op}_strassen_{shape}", region, device, packed=p.right)
+    d = Draft(f"{p.root.op}_strassen_{shape}", region, device, packed={p.right: "uint8"})
     d.scratch()
     with d.b.parallel(t.tasks) as task:
         _all_rows(d, product, layout, few, task)

@@ -46,7 +46,7 @@ from qcompiler.kernels.cpu.windows.depthwise_filters import (
     Filters,
     Shape,
     filters_of,
-    unpacked_rows,
+    packed_rows,
 )
 from qcompiler.kernels.cpu.windows.depthwise_sums import Block, Sums
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
@@ -144,7 +144,8 @@ def _seconds(shape: Shape, product: Product | None, device: Cpu) -> float:
 def _emitted(region: Region, device: Cpu, filters: Filters, tile: Tile) -> Kernel:
     """What was decided -> the kernel."""
     shape = filters.shape
-    d = Draft(_kind(shape, region), region, device)
+    rounded = dict.fromkeys(filters.rounded(region), "float16")
+    d = Draft(_kind(shape, region), region, device, packed=rounded)
     ns = _NS_EACH_VECTOR_TAP * d.root.type.size / filters.lanes * filters.taps
     ns /= 4 if filters.product else 1
     count = tasks(device, device.core.product_ns(ns), shape.images * shape.rows)
@@ -163,7 +164,7 @@ def _emitted(region: Region, device: Cpu, filters: Filters, tile: Tile) -> Kerne
     return d.kernel(
         tasks=count,
         scratch_bytes=line_bytes * count if scratch else 0,
-        pack={**unpacked_rows(region, filters), region.inputs.index(w): filters.pack},
+        pack={**packed_rows(region, filters), region.inputs.index(w): filters.pack},
         in_place=() if d.is_counted else in_place_candidates(region),  # columns are made twice
         macs=d.root.type.size * filters.taps,
     )
@@ -345,7 +346,7 @@ class _Task:
             for several in powers_of_two(parts):
                 width = several * lanes
                 held = tir.concat([sums[t * parts + first + p] for p in range(several)])
-                value = Vec(self.d.m, self.b.let(held, "held"), self.d.root.dtype, width)
+                value = Vec(self.d.m, self.b.let(held, "held"), self.sums.dtype, width)
                 at = self.b.let(block.channel + first * lanes, "n")
                 there = min(width, count - first * lanes)
                 made = self.fused.at(place, at, width, there, {self.summed: value})

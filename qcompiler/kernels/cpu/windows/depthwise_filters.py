@@ -13,7 +13,12 @@ from qcompiler.hardware.products import ShortMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code.epilogue import read_beside, tables_of
 from qcompiler.kernels.cpu.code.interleave import rearranged
-from qcompiler.kernels.cpu.contraction.operands import Product, scaled, short_product_of
+from qcompiler.kernels.cpu.contraction.operands import (
+    Product,
+    bias_of,
+    scaled,
+    short_product_of,
+)
 from qcompiler.kernels.region import Region
 from qcompiler.ops.window import Window
 
@@ -88,7 +93,7 @@ class Filters:
     block: int
     unpacked: bool
     long: bool = False
-    short: ShortMac | None = None
+    short: Product | None = None
 
     @property
     def taps(self) -> int:
@@ -125,7 +130,7 @@ class Filters:
     def block_size(self) -> int:
         """Elements of a packed block."""
         if self.short is not None:
-            return self.block * (2 + self.taps)
+            return self.block * self.taps + self.short.scale_bytes // 2
         if self.product is None:
             return self.taps * self.block
         if self.long:
@@ -136,16 +141,24 @@ class Filters:
     def _blocks(self) -> int:
         return -(-self.shape.channels // self.block)
 
+    def rounded(self, region: Region) -> tuple[Node, ...]:
+        """The bias, if sums are float16."""
+        bias = bias_of(region)[1]
+        return () if bias is None or self.short is None or self.short.sums != "float16" else (bias,)
+
     def pack(self, w: Array) -> Array:
         """w[*kernel, 1, channels] -> packed weights."""
         if self.short is not None:
-            return self._shorts(w, self.short)
+            return self._shorts(w)
         return self._bytes(w) if self.product else self._floats(w)
 
-    def _shorts(self, w: Array, mac: ShortMac) -> Array:
+    def _shorts(self, w: Array) -> Array:
+        assert self.short is not None
+        assert isinstance(self.short.mac, ShortMac)
         taps = w.reshape(1, self.taps, self.shape.channels)
         more = self._blocks * self.block - self.shape.channels
-        made, scales = scaled(np.pad(taps, ((0, 0), (0, 0), (0, more))), mac)
+        wide = np.pad(taps, ((0, 0), (0, 0), (0, more)))
+        made, scales = scaled(wide, self.short.mac, self.short.sums)
         each = made.reshape(self.taps, self._blocks, self.block).transpose(1, 0, 2)
         parts = (scales.reshape(self._blocks, -1), each.reshape(self._blocks, -1))
         return np.concatenate([np.ascontiguousarray(p).view(np.float16) for p in parts], axis=1)
@@ -181,8 +194,8 @@ class Filters:
 def filters_of(region: Region, device: Cpu, shape: Shape, product: Product | None) -> Filters:
     """How weights and channels lie."""
     assert region.root is not None
-    short = _short(shape, region.root, device)
-    lanes = short.lanes if short else device.isa.lanes(4)
+    short = _short(shape, region, device)
+    lanes = short.mac.lanes if short else device.isa.lanes(4)
     block = device.isa.vector_bytes if product else lanes
     long = product is not None and "multiply_long" in device.isa.intrinsics
     unpacked = product is not None and product.mac.k == 4 and not long and lanes * 4 == block
@@ -190,13 +203,12 @@ def filters_of(region: Region, device: Cpu, shape: Shape, product: Product | Non
     return Filters(shape, product, lanes, block, unpacked, long, short)
 
 
-def _short(shape: Shape, root: Node, device: Cpu) -> ShortMac | None:
+def _short(shape: Shape, region: Region, device: Cpu) -> Product | None:
     """The product whose sums are short, if it can add all taps of a window there."""
-    x, w = root.operands
-    found = short_product_of(device.isa, x.dtype, w.dtype, root.dtype)
-    mac = found.mac if found else None
-    taps = prod(shape.window.kernel[:2])
-    return mac if isinstance(mac, ShortMac) and taps <= mac.steps else None
+    found, taps = short_product_of(region, device.isa), prod(shape.window.kernel[:2])
+    if found is None or not isinstance(found.mac, ShortMac):
+        return None
+    return found if taps <= found.mac.steps else None
 
 
 def _may_unpack(region: Region, channels: int, block: int) -> bool:
@@ -208,10 +220,14 @@ def _may_unpack(region: Region, channels: int, block: int) -> bool:
     return known and region.output.dtype in ("uint8", "int8") and channels >= block
 
 
-def unpacked_rows(region: Region, filters: Filters) -> dict[int, Callable[[Array], Array]]:
+def _to_float16(array: Array) -> Array:
+    return array.astype(np.float16)
+
+
+def packed_rows(region: Region, filters: Filters) -> dict[int, Callable[[Array], Array]]:
     """How constants with a number for each channel are packed."""
     if not filters.unpacked:
-        return {}
+        return {region.inputs.index(n): _to_float16 for n in filters.rounded(region)}
     assert region.root is not None
     tables = {n.operands[1] for n in region.nodes if n.op == "lookup"}
     others = (*tables, region.root.operands[1])

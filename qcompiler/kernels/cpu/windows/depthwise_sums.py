@@ -38,7 +38,8 @@ class Sums:
         self.lanes, self.block = filters.lanes, filters.block
         root, intrinsics = d.root, d.isa.intrinsics
         self.x, w = root.operands
-        self.dtype, self.bias = root.dtype, bias_of(d.region)[1]
+        self.bias = bias_of(d.region)[1]
+        self.dtype = filters.short.sums if filters.short else root.dtype
         self.again = intrinsics.get("again")
         self.long = intrinsics["multiply_long"] if filters.long else None
         self.chain = d.region.known(w).run
@@ -136,22 +137,23 @@ class Sums:
 
     def _short(self, sums: Registers, columns: Columns, size: int, block: Block) -> None:
         """All taps are added in short floats, then, as the scales say, to the bias."""
-        mac, width, weights = self.filters.short, self.block, block.weights
-        assert mac is not None
+        product, width, weights = self.filters.short, self.block, block.weights
+        assert product is not None
+        mac, head = product.mac, product.scale_bytes // 2
         short = self.b.registers(self.x.dtype, self.lanes, size, "short")
         begun: set[int] = set()
         for value, taps in self._inputs(columns, size, block.count, self.x.dtype):
             for t, tap in taps:
-                w = self.weights.load(weights + width * (2 + tap), width)
+                w = self.weights.load(weights + (head + width * tap), width)
                 short[t] = mac.emit(short[t], value, w) if t in begun else value * w
                 begun.add(t)
-        scale = self.b.let(self.weights.load(weights, width * 2, "float32"), "scale")
+        scale = self.b.let(self.weights.load(weights, head, self.dtype), "scale")
         if not self._begin_again(sums, size, block):
             self._begin(sums, size, self._bias(block))
         for t in range(size):
             if t not in begun:  # all of its window is padding
                 short[t] = tir.const(0, self.x.dtype, self.lanes)
-            sums[t] = tir.fma(tir.cast(short[t], "float32"), scale, sums[t])
+            sums[t] = tir.fma(tir.cast(short[t], self.dtype), scale, sums[t])
 
     # -- bytes
 
