@@ -9,7 +9,7 @@ multipliers of a `quantize`, scales, addends     whether what it rounds fits int
 ... and weights, where instructions care         whether it fits int16                   `short`
 zero points of a `quantize` to int8, there       whether it is -128                      `least`
 bounds of a Clip, where float16 is multiplied    whether float16 has them                `halves`
-weights and biases there                         whether float16 has all sums            `halves`
+weights, and sums with a bias, there             whether float16 can sum all of them     `halves`
 weights of products that saturate at 16 bits     how many may be added there             `run`
 ... of one filter a channel                      whether two rows' always fit            `pairs_fit`
 ... multiplied to 16 bits                        how many taps' always fit               `run`
@@ -87,7 +87,7 @@ def _known(region: Region, device: Device) -> dict[Node, Facts]:
     numbers, zeros, fitting = _numbers(region), _zeros(region), _fitting(region, _WHOLE)
     short, least = _shortened(region, device)
     halves = _halves(region, device)
-    halves |= _short_ends(region, device, halves)
+    halves |= _short_sums(region, device, halves)
     run, pairs_fit = _weights(region, device)
     right = region.root.operands[1] if region.root and len(region.root.operands) > 1 else None
     return {
@@ -265,33 +265,40 @@ def _halves(region: Region, device: Device) -> set[Node]:
     return {n for n in clips if all(fits(i) for i in n.inputs[1:])}
 
 
-def _short_ends(region: Region, device: Device, clips: Collection[Node]) -> set[Node]:
-    """The root, or its sum with a bias, if float16 sums of it do: it is only rounded to float16, or
-    clipped before by what float16 has; the bias, and the powers of two by which columns of weights
-    are scaled, are float16 numbers; and there are no more roundings than a ShortMac may have.
+def _short_sums(region: Region, device: Device, clips: Collection[Node]) -> set[Node]:
+    """Weights of which float16 can add up all sections (see ShortMac) for a region whose result is
+    float16; and the root, or its sum with a bias, if float16 can hold that, too: it is only rounded
+    to float16, or clipped before by what float16 has, and has the bias and the scales of columns.
     """
     root = region.root
     short = device.isa.short if isinstance(device, Cpu) else None
     if root is None or root.op not in ("conv", "matmul") or short is None:
         return set()
-    summed, bias = bias_of(region)
     weights = _array(root.operands[1])
     if root.dtype != "float32" or weights is None or weights.dtype != np.float16:
         return set()
+    axis = -1 if root.op == "matmul" and root.int("transpose_b") else -2
+    taps = 1 if root.op == "matmul" else prod(weights.shape[:-2])
+    count, size = sections(short.steps, taps, weights.shape[axis])
+    if region.output.dtype != "float16" or count + size > short.steps + short.sections:
+        return set()
+    axes = axis if root.op == "matmul" else tuple(range(weights.ndim - 1))
+    sizes = np.abs(np.where(np.isfinite(weights), weights, 0).astype(np.float64)).sum(axes)
+    found = {root.operands[1]}
+    if sizes.max(initial=0) <= short.most * _LARGEST_SCALE:
+        found |= _rounded_sum(region, clips)
+    return found
+
+
+def _rounded_sum(region: Region, clips: Collection[Node]) -> set[Node]:
+    """The root, or its sum with a bias that float16 has, if it is only rounded to float16."""
+    summed, bias = bias_of(region)
     ends = _only_reader(region, summed)
     if ends is not None and (ends.op == "Relu" or ends in clips):
         ends = _only_reader(region, ends)
     if ends is None or (ends.op, ends.dtype) != ("Cast", "float16"):
         return set()
-    if bias is not None and not _rounds(region, bias):
-        return set()
-    axis = -1 if root.op == "matmul" and root.int("transpose_b") else -2
-    axes = axis if root.op == "matmul" else tuple(range(weights.ndim - 1))
-    sizes = np.abs(np.where(np.isfinite(weights), weights, 0).astype(np.float64)).sum(axes)
-    taps = 1 if root.op == "matmul" else prod(weights.shape[:-2])
-    count, size = sections(short.steps, taps, weights.shape[axis])
-    fit = sizes.max(initial=0) <= short.most * _LARGEST_SCALE
-    return {summed} if fit and count + size <= short.steps + short.sections else set()
+    return {summed} if bias is None or _rounds(region, bias) else set()
 
 
 def _only_reader(region: Region, node: Node) -> Node | None:

@@ -35,8 +35,9 @@ class Facts:
     least: bool = False
     """Of a `quantize` to int8: its zero point is -128; asked only there, too."""
     halves: bool = False
-    """Of a Clip of float32: float16 has its bounds. Of a product, with its bias: it is only rounded
-    to float16, which has all that its sums need. Asked only where float16 is multiplied."""
+    """Of a Clip of float32: float16 has its bounds. Of weights: float16 can add up all their
+    products. Of a product, with its bias: it is only rounded to float16, which can hold it and all
+    that it is made of. Asked only where float16 is multiplied."""
     run: int = 1
     """Of weights: steps whose products should be added in 16 bits (contraction/saturation.py)."""
     pairs_fit: bool = False

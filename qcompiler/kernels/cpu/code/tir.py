@@ -371,6 +371,13 @@ class Builder:
         found = tirx.op.call_pure_extern("int32", "same_pointer", *pair)
         return tirx.NE(self.let(found, "same"), 0)
 
+    def stack(self, dtype: str, elements: int, name: str) -> Pointer:
+        """Memory on the stack."""
+        buffer = tirx.decl_buffer((elements,), dtype, self._fresh(name), scope="local", layout=None)
+        keep = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
+        self.emit(tirx.AllocBuffer(buffer, annotations=keep))
+        return Pointer(self, buffer, dtype)
+
     def again(self, pointer: Pointer) -> Pointer:
         """The same pointer, of which LLVM cannot know that: what is loaded through it is not what
         was loaded before.

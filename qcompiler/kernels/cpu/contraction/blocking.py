@@ -341,10 +341,10 @@ def _by_instructions(
     finish = rows * sum(n * each[n] for n in powers_of_two(vectors))
     if isinstance(product.mac, ShortMac):
         joins, _ = sections(product.mac.steps, problem.tap_count, problem.depth)
-        if product.sums == "float16":
-            finish += (joins - 1) * high * vectors * ADD_INSTRUCTIONS
-        else:
-            finish = 2 * finish + joins * high * vectors * JOIN_INSTRUCTIONS
+        if product.sums == "float32":
+            finish = 2 * finish + high * vectors * JOIN_INSTRUCTIONS
+        join = ADD_INSTRUCTIONS if product.joined == "float16" else JOIN_INSTRUCTIONS
+        finish += (joins - 1) * high * vectors * join
     ends = rows * ROW_INSTRUCTIONS + TILE_CYCLES + TAP_CYCLES * taps
     begun = (steps * issued + finish + ends) / core.issue_per_cycle
     chain = 1.0 if product.temporaries else core.latency_cycles

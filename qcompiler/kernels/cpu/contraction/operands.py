@@ -9,7 +9,7 @@ from a list of leftovers that every panel's head points to: [vector][lane][step]
 left operand.
 
 A product with short sums has its columns scaled, each by a power of two that a panel's head says.
-Its sums are float32, or float16 where that is what results are rounded to first of all.
+Its sums end in float32, or in float16 where that is what results are rounded to first of all.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Product:
     """Steps whose pairs are added in 16 bits; more than one for products in halves only."""
     halved: bool = False
     """Is it had as pairs in 16 bits, and their sum?"""
+    joined: str = "float32"
+    """The dtype in which short sums add up, before they are scaled back."""
     zipped: bool = False
     """Are rows of the left operand copied once for all panels, as instructions take them: vectors
     of `together` rows side by side for every step?
@@ -264,7 +266,9 @@ def short_product_of(region: Region, isa: Isa) -> Product | None:
         return None
     if mac.key != _key(left, right, sums):
         return None
-    return Product(mac, left, right, "float16" if region.known(bias_of(region)[0]).halves else sums)
+    ends = "float16" if region.known(bias_of(region)[0]).halves else sums
+    joined = "float16" if region.known(root.operands[1]).halves else "float32"
+    return Product(mac, left, right, ends, joined=joined)
 
 
 def tile_of(isa: Isa, root: Node) -> TileMac | None:
@@ -375,15 +379,15 @@ def sections(steps: int, taps: int, depth: int) -> tuple[int, int]:
     return taps * -(-depth // steps), min(steps, depth)
 
 
-def scaled(weights: Array, mac: ShortMac, sums: str = "float32") -> tuple[Array, Array]:
+def scaled(weights: Array, mac: ShortMac, joined: str = "float32") -> tuple[Array, Array]:
     """float16 weights [taps, depth, width] -> the same, each column over a power of two, and these
-    [width] in the dtype of `sums`: those that meet in a short sum, or in float16 sums all of a
-    column, add up to at most `mac.most`. What becomes too small is the smallest number: infinity
+    as float32 [width]: those that meet in a short sum, or all of a column if these are `joined` in
+    float16, add up to at most `mac.most`. What becomes too small is the smallest number: infinity
     times it is no NaN.
     """
     taps, depth, width = weights.shape
     count, size = sections(mac.steps, taps, depth)
-    if sums == "float16":
+    if joined == "float16":
         count, size = 1, taps * depth
     sizes = np.abs(np.where(np.isfinite(weights), weights, 0).astype(np.float64))
     if count > 1:
@@ -394,7 +398,7 @@ def scaled(weights: Array, mac: ShortMac, sums: str = "float32") -> tuple[Array,
     made = wide.astype(weights.dtype)
     least = np.copysign(np.finfo(np.float16).smallest_subnormal, wide)
     made = np.where((made == 0) & (weights != 0), least, made).astype(weights.dtype)
-    return made, np.ldexp(np.float32(1), exponents).astype(sums)
+    return made, np.ldexp(np.float32(1), exponents)
 
 
 class _Writer:
@@ -415,8 +419,8 @@ class _Writer:
             sums = -product.shift * full.astype(np.int64).sum((0, 1))
             parts.append(sums.astype(np.int32).view(np.uint8))
         if isinstance(product.mac, ShortMac):
-            kept, scales = scaled(full, product.mac, product.sums)
-            parts.append(scales.view(np.uint8))
+            kept, scales = scaled(full, product.mac, product.joined)
+            parts.append(scales.astype(product.sums).view(np.uint8))
         if product.leftovers:
             entries = self._entries(np.subtract(full, kept, dtype=np.int16))
             head = np.zeros(full.shape[-1] // product.mac.width * product.vector_bytes, np.uint8)

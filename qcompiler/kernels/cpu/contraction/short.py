@@ -37,9 +37,10 @@ def short_sums(
     joined = tile.joined(base)
     if late:
         return _Late(joined)
+    found = b.registers(product.sums, product.mac.lanes, tile.long.count, "found")
     for i, value in enumerate(joined):
-        tile.long[i] = value
-    return tile.long
+        found[i] = value
+    return found
 
 
 class _Late:
@@ -52,6 +53,26 @@ class _Late:
         return next(self._joined)
 
 
+class _Kept:
+    """Sums of the sections so far, on the stack. In registers LLVM would keep some, and spill what
+    every step needs.
+    """
+
+    def __init__(self, b: Builder, dtype: str, lanes: int, count: int) -> None:
+        self.b, self.lanes, self.count = b, lanes, count
+        self._memory = self._here = b.stack(dtype, lanes * count, "kept")
+
+    def again(self) -> None:
+        """To be called before they are used in another place of the code."""
+        self._here = self.b.again(self._memory)
+
+    def __getitem__(self, index: int) -> Value:
+        return self._here.load(index * self.lanes, self.lanes)
+
+    def __setitem__(self, index: int, value: Value) -> None:
+        self._here.store(index * self.lanes, value)
+
+
 class _Tile:
     """A tile while it is emitted."""
 
@@ -60,8 +81,8 @@ class _Tile:
         self.b, self.product, self.mac = b, product, product.mac
         self.left, self.right, self.apart = left, right, left.step(product)
         count = len(left.offsets) * right.vectors
-        self.long = b.registers(product.sums, self.mac.lanes, count, "sum")
-        self.halves = product.sums == "float16"
+        self.long = _Kept(b, product.joined, self.mac.lanes, count)
+        self.halves = product.joined == "float16"
         self.short = b.registers(product.left, self.mac.lanes, count, "short")
 
     def joined(self, base: Value) -> Iterator[Value]:
@@ -79,27 +100,29 @@ class _Tile:
         if left.taps:
             self._begin()
             over_taps(b, left.taps, left.depth, base, 0, self._sections)
+            self.long.again()
             return self._ended(self.long[i] for i in range(self.long.count))
         self._section(base, 0, steps, first=True)
         self._loop(base, 0, 1, whole)
         self.short.fill(0)
         here = b.let(base + whole * (steps * self.apart), "at")
         self._add(here, tir.const(whole * steps), left.depth - whole * steps)
+        self.long.again()
         return self._ended(self._sum(first=False))
 
     def _starts(self) -> list[Value]:
         """What float32 sums begin with, by vector."""
         right = self.right
         if right.start is None:
-            return [tir.const(0, self.long.dtype, self.mac.lanes)] * right.vectors
+            return [tir.const(0, self.product.sums, self.mac.lanes)] * right.vectors
         return [self.b.let(right.start(v), "start") for v in range(right.vectors)]
 
     def _begin(self) -> None:
         """What the sums of all sections begin with."""
-        if self.halves:
-            self.long.fill(0)
-            return
-        for i, start in enumerate(self._starts() * len(self.left.offsets)):
+        zero = tir.const(0, self.product.joined, self.mac.lanes)
+        starts = [zero] * self.right.vectors if self.halves else self._starts()
+        self.long.again()
+        for i, start in enumerate(starts * len(self.left.offsets)):
             self.long[i] = start
 
     def _tap(self, at: Value, first: Value) -> None:
@@ -126,6 +149,7 @@ class _Tile:
         """One section, the `first` of all or not."""
         self.short.fill(0)
         self._add(at, start, steps)
+        self.long.again()
         for i, value in enumerate(self._sum(first=first)):
             self.long[i] = value
 
@@ -182,4 +206,4 @@ class _Tile:
                 before = begin(v)
             else:
                 before = starts[v] if first else self.long[i]
-            yield tir.fma(tir.cast(value, self.long.dtype), scales[v], before)
+            yield tir.fma(tir.cast(value, self.product.sums), scales[v], before)

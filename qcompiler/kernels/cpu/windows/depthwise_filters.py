@@ -158,7 +158,8 @@ class Filters:
         taps = w.reshape(1, self.taps, self.shape.channels)
         more = self._blocks * self.block - self.shape.channels
         wide = np.pad(taps, ((0, 0), (0, 0), (0, more)))
-        made, scales = scaled(wide, self.short.mac, self.short.sums)
+        made, scales = scaled(wide, self.short.mac, self.short.joined)
+        scales = scales.astype(self.short.sums)
         each = made.reshape(self.taps, self._blocks, self.block).transpose(1, 0, 2)
         parts = (scales.reshape(self._blocks, -1), each.reshape(self._blocks, -1))
         return np.concatenate([np.ascontiguousarray(p).view(np.float16) for p in parts], axis=1)
