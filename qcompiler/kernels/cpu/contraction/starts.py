@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
@@ -54,8 +53,7 @@ class Starts:
         both, lanes = self.bias in self.layout.twice, mac.lanes
         one = (self.bias is None) != (correction is None)
         whole = run.tail == mac.width and (mac.rows == 1 or (both and correction is None))
-        short = isinstance(mac, ShortMac)
-        if again is None or not one or not whole or not (short or self.product.sums == "int32"):
+        if again is None or not one or not whole:
             return None
         if correction is not None:
             first = correction
