@@ -347,7 +347,7 @@ def _sum(*bounds: Bound) -> Bound:
 
 
 _BOUNDS: Mapping[str, Callable[..., Bound]] = {
-    **dict.fromkeys(("Cast", "Relu", "Neg", "Abs"), lambda x: x),
+    **dict.fromkeys(("Cast", "Relu", "Neg", "Abs", "Swish"), lambda x: x),
     **dict.fromkeys(("Add", "Sub"), _sum),
     "Mul": _product,
     "dequantize": lambda x, scale, zero: _product(_sum(x, zero), scale),

@@ -98,6 +98,7 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
     ),
     "recurrent": lambda isa: recurrent.test_any_number_of_hidden_units("LSTM", 7, isa),
     "exp": lambda isa: math.test_functions_are_as_accurate_as_promised("Exp", isa),
+    "swish": lambda isa: math.test_a_rounded_swish_is_as_accurate_as_promised(isa, 1.0, "uint8"),
     "gelu": math.test_gelu_sigmoid_and_swish_are_close_to_the_formulas,
     "quantize": lambda isa: math.test_quantize_equals_its_meaning_bit_for_bit("uint8", isa),
     "quantize with a sign": lambda isa: math.test_quantize_equals_its_meaning_bit_for_bit(
@@ -121,7 +122,7 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
 
 ALL = ("arm_neon", "arm_bf16", "arm_v7", "riscv_v")
 PRODUCTS = re.compile("product|convolution|depthwise|attention")
-FEW = re.compile("products of uint8 and int8|depthwise int8|attention of bytes|quantize$")
+FEW = re.compile("products of uint8 and int8|depthwise int8|attention of bytes|quantize$|swish")
 
 
 def _cases() -> Iterator[object]:

@@ -224,6 +224,13 @@ def test_a_gelu_rounded_to_bytes_is_as_accurate_as_promised(
     assert ((least <= got) & (got <= most)).all()
 
 
+def swish_error(isa: Isa, x: Array, exact: Array, alpha: float, to: str) -> Array:
+    """What `swish_rounded` promises: less where it computes in float16."""
+    if to == "bfloat16" or "half_minimum" not in isa.intrinsics:
+        return np.abs(exact) * 2.0**-13.5 + 1e-30
+    return np.minimum(np.abs(x) * 2.0**-10, 2.0**-10.8 / alpha) + 2.0**-24 / alpha
+
+
 @ISAS
 @pytest.mark.parametrize("alpha", [1.0, 1.702, 0.1])
 @pytest.mark.parametrize("to", ["uint8", "bfloat16"])
@@ -235,7 +242,7 @@ def test_a_rounded_swish_is_as_accurate_as_promised(isa: Isa, alpha: float, to: 
     with np.errstate(over="ignore", invalid="ignore"):
         exact = np.asarray(x, np.float64) / (1 + np.exp(-np.float64(alpha) * x))
     exact[x == -np.inf] = 0.0
-    error = np.abs(exact) * 2.0**-13.5 + 1e-30
+    error = swish_error(isa, x, exact, alpha, to)
     for multiplier in (10, 1000, 1 << 20):
         rounded = make("Cast", swish, to="bfloat16")
         if to == "uint8":
@@ -257,6 +264,46 @@ def test_a_rounded_swish_is_as_accurate_as_promised(isa: Isa, alpha: float, to: 
             np.clip(np.rint((ends + e) * multiplier) + 100, 0, 255) for e in (-error, error)
         )
         assert ((least <= got) & (got <= most)).all()
+
+
+@ISAS
+def test_a_rounded_swish_of_every_float16_and_what_is_halfway_between(isa: Isa) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    ordered = np.sort(halves[np.isfinite(halves)])
+    middle = (ordered[1:] + ordered[:-1]) / 2
+    far = np.array([65519, 65520, 65536, 1e30, np.inf], np.float32)
+    near = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
+    x = np.concatenate([ordered, middle, *near, far, -far]).astype(np.float32)
+    node = placeholder("x", Type("float32", x.shape))
+    swish = make("Swish", node, alpha=1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = np.asarray(x, np.float64) / (1 + np.exp(-np.asarray(x, np.float64)))
+    exact = np.nan_to_num(exact, posinf=1e9, nan=0)
+    error = swish_error(isa, x, exact, 1.0, "uint8")
+    for multiplier, zero in ((0.01, 0), (700, 200), (1 << 20, 100)):
+        factor, at = constant(np.float32(multiplier)), constant(np.int32(zero))
+        rounded = make("quantize", swish, factor, at, dtype="uint8")
+        region = region_of(Graph((node,), (rounded,), ("y",)), None)
+        kernel = choose(region, device(isa)).kernel
+        assert isinstance(kernel, Kernel)
+        values = {node: x} | {n: n.array for n in region.inputs if n.is_constant}
+        got = fenced_run(kernel, region, isa, values).astype(np.float64)
+        least, most = (
+            np.clip(np.rint((exact + e) * float(factor.array)) + zero, 0, 255)
+            for e in (-error, error)
+        )
+        assert ((least <= got) & (got <= most)).all()
+
+
+@ISAS
+@pytest.mark.parametrize("length", [1, 3, 5, 17])
+def test_a_rounded_swish_of_nan_is_the_least_byte(isa: Isa, length: int) -> None:
+    x = np.full(length, np.nan, np.float32)
+    node = placeholder("x", Type("float32", x.shape))
+    swish = make("Swish", node, alpha=1.0)
+    factor, zero = constant(np.float32(10)), constant(np.int32(100))
+    rounded = make("quantize", swish, factor, zero, dtype="uint8")
+    check(rounded, None, (x,), (node,), isa)
 
 
 @ISAS

@@ -87,6 +87,9 @@ _GELU_ROUNDED: Mapping[tuple[str, str], tuple[float, int, tuple[str, ...]]] = {
         ),
     ),
 }
+# x / (1 + e^x) = x / p(x)^2, 0 <= x <= 11: 2^-10.9 of the most that it is, 0.28, if all that
+# follows is exact; coefficients are float16, in which it is computed
+_SWISH_HALF = ("0x1.6a0p+0", "0x1.6e8p-2", "0x1.e58p-4", "0x1.490p-5", "-0x1.094p-8", "0x1.2d4p-10")
 # 2^f / 2 = 1/2 + f p(f), |f| <= 1/2: 2^-23.4
 _HALF_EXP2 = ("0x1.62e42ap-2", "0x1.ebf9c2p-4", "0x1.c6b6dcp-6", "0x1.3ce8c0p-8", "0x1.5bd898p-11")
 
@@ -171,18 +174,34 @@ def swish(m: TirMath, x: Vec, *, alpha: float) -> Vec:
 
 
 def swish_rounded(m: TirMath, x: Vec, *, alpha: float, to: str) -> Vec:
-    """Swish for a result that is rounded `to` a "byte" or "bfloat16": error 2^-13.5 of it.
+    """Swish for a result that is rounded `to` a "byte" or "bfloat16": error 2^-13.5 of it; to a
+    byte where there is arithmetic in float16, 2^-10 of x, and below 2^-10.8 / alpha anywhere.
 
     The difference to max(x, 0) is |x| sigmoid(-|alpha x|), whose exponential is coarse.
     """
     if not 2.0**-4 <= alpha <= 2.0**4:
         return swish(m, x, alpha=alpha)
+    if to == "byte" and "half_minimum" in m.isa.intrinsics:
+        return _swish_by_halves(m, x, alpha)
     size = m.min(m.abs(x if alpha == 1 else x * alpha), 80.0)
     shifted = m.fma(size, -_LOG2_E, _ROUND)
     f = m.fma(size, -_LOG2_E, _ROUND - shifted)
     power = m.bits(polynomial(m, f, _EXP2_COARSE), "int32") + (m.bits(shifted, "int32") << 23)
     away = m.bits(power, "float32")
     tail = size * away / (away + 1.0)
+    return m.max(x, 0.0) - tail if alpha == 1 else m.fma(tail, -1 / alpha, m.max(x, 0.0))
+
+
+def _swish_by_halves(m: TirMath, x: Vec, alpha: float) -> Vec:
+    """Swish whose difference to max(x, 0), 0.28 / alpha at most, is computed in float16, in vectors
+    of twice as many numbers. From |x| = 11 / alpha on it is a constant below 2^-11 / alpha, so what
+    is infinite in float16 comes right.
+    """
+    half = m.cast(x if alpha == 1 else x * alpha, "float16")
+    most = m.like(11.0, half)
+    size = m.vec(m.isa.intrinsics["half_minimum"](m.llvm("llvm.fabs", half).expr, most.expr))
+    root = polynomial(m, size, _SWISH_HALF)
+    tail = m.cast(m.vec(size.expr / (root.expr * root.expr)), "float32")
     return m.max(x, 0.0) - tail if alpha == 1 else m.fma(tail, -1 / alpha, m.max(x, 0.0))
 
 
