@@ -98,7 +98,9 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
     ),
     "recurrent": lambda isa: recurrent.test_any_number_of_hidden_units("LSTM", 7, isa),
     "exp": lambda isa: math.test_functions_are_as_accurate_as_promised("Exp", isa),
-    "swish": lambda isa: math.test_a_rounded_swish_is_as_accurate_as_promised(isa, 1.0, "uint8"),
+    "swish to bytes": lambda isa: math.test_a_rounded_swish_is_as_accurate_as_promised(
+        isa, 1.0, "uint8"
+    ),
     "gelu": math.test_gelu_sigmoid_and_swish_are_close_to_the_formulas,
     "quantize": lambda isa: math.test_quantize_equals_its_meaning_bit_for_bit("uint8", isa),
     "quantize with a sign": lambda isa: math.test_quantize_equals_its_meaning_bit_for_bit(
@@ -122,7 +124,7 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
 
 ALL = ("arm_neon", "arm_bf16", "arm_v7", "riscv_v")
 PRODUCTS = re.compile("product|convolution|depthwise|attention")
-FEW = re.compile("products of uint8 and int8|depthwise int8|attention of bytes|quantize$|swish")
+FEW = re.compile("products of uint8 and int8|depthwise int8|attention of bytes|quantize$")
 
 
 def _cases() -> Iterator[object]:
@@ -143,6 +145,13 @@ def _cases() -> Iterator[object]:
 def test_kernels_of_every_family(isa: Isa, family: str) -> None:
     board.demand_for(isa.name)
     FAMILIES[family](isa)
+
+
+def test_swish_to_bytes_where_float16_is_computed_with() -> None:
+    isa = next(i for i in SETS if i.name == "arm_bf16")
+    assert "half_minimum" in isa.intrinsics
+    board.demand_for(isa.name)
+    FAMILIES["swish to bytes"](isa)
 
 
 BOARDS = [(isa, cpu) for isa, cpus in board.CPUS.items() for cpu in cpus]

@@ -360,7 +360,10 @@ def test_bounds_hold_where_integers_wrap_around_and_numbers_are_none() -> None:
     beyond = make("Mul", make("Mul", floats, constant(numbers(1e30))), constant(numbers(1e30)))
     assert not fits(make("Mul", beyond, constant(numbers(1e-30))), numbers(1e-38))
     bytes_ = make("dequantize", value("uint8", 4), constant(numbers(2)), constant(np.int32(255)))
-    assert fits(make("Relu", bytes_), numbers(1e5))
+    for name, attrs in (("Relu", {}), ("Swish", {"alpha": 1.702})):
+        assert fits(make(name, bytes_, **attrs), numbers(1e5))
+        assert not fits(make(name, bytes_, **attrs), numbers(1e8))
+        assert not fits(make(name, value("float32", 4), **attrs), numbers(1e-30))
     assert not fits(make("Exp", bytes_), numbers(1e-5))
 
 
