@@ -13,7 +13,7 @@ from test_short_sums import FP16, LARGEST, MAC, bound, floats, product
 
 from qcompiler.ir import Array, Graph, Node, constant
 from qcompiler.kernels.cpu.contraction.operands import bias_of, scaled
-from qcompiler.kernels.cpu.contraction.tiled import tiled
+from qcompiler.kernels.cpu.contraction.tiled import Task, tiled
 from qcompiler.kernels.cpu.windows.depthwise import depthwise
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.region import Region
@@ -78,6 +78,14 @@ def test_products_are_within_the_bound(m: int, n: int, k: int) -> None:
     near(root, x)
     near(root, x, bias)
     near(root, x, bias, clip=True)
+
+
+@pytest.mark.parametrize("k", [40, 200])
+def test_sums_may_be_joined_before_any_is_finished(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tiles are of which only a run knows whether all pixels are there."""
+    monkeypatch.setattr(Task, "late", False)
+    x = floats((9, k))
+    near(product(x, floats((k, 40), 1)), x, floats((40,), 2).astype(np.float32), clip=True)
 
 
 @pytest.mark.parametrize("name", ["a first layer", "same padding", "narrow groups", "one axis"])

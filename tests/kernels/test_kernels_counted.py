@@ -78,6 +78,13 @@ def product_of_halves(n: int) -> Case:
     return [x], root, root
 
 
+def product_of_float16(n: int) -> Case:
+    """Sums that end in float16 where that is multiplied."""
+    x = given("x", "float16", 1, n, 100)
+    root = make("matmul", x, fixed(100, 40, dtype="float16"))
+    return [x], root, make("Cast", make("Relu", make("Add", root, fixed(40))), to="float16")
+
+
 def sums_of_two(n: int) -> Case:
     x, z = given("x", "float32", 1, n, 33), given("z", "float32", n, 1)
     return [x, z], None, make("Relu", make("Mul", make("Add", x, fixed(33)), z))
@@ -146,6 +153,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     "product of heads": product_of_heads,
     "product of bytes": product_of_bytes,
     "product of halves": product_of_halves,
+    "product of float16": product_of_float16,
     "elementwise": sums_of_two,
     "elementwise, one row": one_row,
     "norm": norm,
@@ -160,7 +168,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     "attention of halves": lambda n: attention(n, "bfloat16", (1, 1, 1, n), "bool"),
     "packed attention": packed_attention,
 }
-BOUNDS = {"product of halves": 0.02, "attention of halves": 0.03}
+BOUNDS = {"product of halves": 0.02, "product of float16": 0.1, "attention of halves": 0.03}
 
 
 def numbers(node: Node, most: Node) -> tuple[Array, Array]:
