@@ -295,13 +295,8 @@ class Registers:
     def __init__(self, builder: Builder, dtype: str, lanes: int, count: int, name: str) -> None:
         self._builder = builder
         self.dtype, self.lanes, self.count = dtype, lanes, count
-        self._buffers = [
-            tirx.decl_buffer((lanes,), dtype, f"{name}{i}", scope="local", layout=None)
-            for i in range(count)
-        ]
-        for buffer in self._buffers:  # on the stack, from where LLVM's mem2reg promotes them
-            keep = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
-            builder.emit(tirx.AllocBuffer(buffer, annotations=keep))
+        # on the stack, from where LLVM's mem2reg promotes them
+        self._buffers = [builder.local(dtype, lanes, f"{name}{i}") for i in range(count)]
 
     def __getitem__(self, index: int) -> Value:
         return tirx.BufferLoad(self._buffers[index], [ramp(0, self.lanes)])
@@ -373,10 +368,14 @@ class Builder:
 
     def stack(self, dtype: str, elements: int, name: str) -> Pointer:
         """Memory on the stack."""
-        buffer = tirx.decl_buffer((elements,), dtype, self._fresh(name), scope="local", layout=None)
+        return Pointer(self, self.local(dtype, elements, self._fresh(name)), dtype)
+
+    def local(self, dtype: str, elements: int, name: str) -> Value:
+        """A buffer on the stack."""
+        buffer = tirx.decl_buffer((elements,), dtype, name, scope="local", layout=None)
         keep = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
         self.emit(tirx.AllocBuffer(buffer, annotations=keep))
-        return Pointer(self, buffer, dtype)
+        return buffer
 
     def again(self, pointer: Pointer) -> Pointer:
         """The same pointer, of which LLVM cannot know that: what is loaded through it is not what
