@@ -109,6 +109,8 @@ the operand, and what it is at most.
 """
 SWISH = 2.0**-14.5, 2.5e-5
 """That of such a Swish (`polynomials.swish_rounded`), of alpha x."""
+SWISH_BYTES_IN_HALVES = 2.0**-10, 2.0**-10.8
+"""The same to bytes where there is arithmetic in float16."""
 # fmt: on
 
 
@@ -134,7 +136,7 @@ def references(
     terms one after another (`DRIFTING`). `short`: the instruction of kernels that sum in float16.
     """
     exact = EXACT | LOWERED if kernels else EXACT
-    coarse = _rounded(graph) if kernels else {}
+    coarse = _rounded(graph, halves=short is not None) if kernels else {}
     plain = _run(graph, feed, None, exact, coarse)
     count, slack = (TIES, 2 * SLACK) if any(map(_narrows, graph.nodes)) else (RUNS, SLACK)
     runs = []
@@ -229,8 +231,10 @@ def _unit(dtype: str) -> float:
     return 1.01 * float(ml_dtypes.finfo(numpy_dtype(dtype)).eps)
 
 
-def _rounded(graph: Graph) -> dict[Node, tuple[float, float]]:
-    """Gelu and Swish nodes that nothing but roundings reads -> their errors."""
+def _rounded(graph: Graph, *, halves: bool) -> dict[Node, tuple[float, float]]:
+    """Gelu and Swish nodes that nothing but roundings reads -> their errors; `halves`: where there
+    is arithmetic in float16.
+    """
     found: dict[Node, tuple[float, float]] = {}
     for node in (n for n in graph.nodes if n.op in ("Gelu", "Swish") and n not in graph.outputs):
         kinds = {_rounds_to(n) for n in graph.nodes if node in n.operands}
@@ -239,7 +243,7 @@ def _rounded(graph: Graph) -> dict[Node, tuple[float, float]]:
         if node.op == "Gelu":
             found[node] = max(ROUNDED[str(k)] for k in kinds)
         else:
-            share, most = SWISH
+            share, most = SWISH_BYTES_IN_HALVES if halves and "byte" in kinds else SWISH
             found[node] = share, most / abs(float(node.attrs["alpha"]) or 1.0)
     return found
 
