@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import concurrent.futures
 import os
@@ -10,6 +11,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -164,7 +166,7 @@ class Executor(Interface):
         )
         streams.start(self.choice.streams)
         self._streams = streams
-        self._dropped = weakref.finalize(self, streams.close, drain=True)
+        self._dropped = weakref.finalize(self, _close_apart, streams)
         self._dropped.atexit = False  # its threads end with the process
 
     def _pool(self) -> Pool:
@@ -389,6 +391,14 @@ def _loaded(artifact: str | Path | Artifact, asked: Executing) -> Model | CudaMo
 def _of_arrays(model: _Loaded) -> _Loaded:
     model.front.demand_no_strings("an executor")
     return model
+
+
+def _close_apart(streams: Streams) -> None:
+    """Close the streams of an executor that was dropped, in a thread of its own: where the garbage
+    collector finds it, any thread may be interrupted, also one that has the lock of its queue.
+    """
+    with suppress(RuntimeError):  # no thread to be had: they end with the process
+        _thread.start_new_thread(partial(streams.close, drain=True), ())
 
 
 def _outcome(future: Future, return_errors: bool) -> Any:

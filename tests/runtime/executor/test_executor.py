@@ -374,6 +374,26 @@ def test_a_dropped_executor_answers_what_it_took(doubling: Path) -> None:
     assert all(np.array_equal(f.result(30), 2 * x) for f in futures)
 
 
+def test_an_executor_may_be_dropped_wherever_the_garbage_collector_runs(doubling: Path) -> None:
+    """Also in a thread that has the lock of its queue, as streams that take a request."""
+    gate, x, dropped = Gate(), np.ones(8, np.float32), threading.Event()
+    held = [Executor(doubling, streams=1, threads=1, pool=gate.pool)]
+    future, queue, (stream,) = held[0].submit(x), held[0]._queue, held[0]._streams._started
+
+    def drop() -> None:
+        with queue._lock:
+            held.clear()
+            gc.collect()
+        dropped.set()
+
+    threading.Thread(target=drop, daemon=True).start()
+    assert dropped.wait(30), "it waits for itself"
+    gate.open()
+    assert np.array_equal(future.result(30), 2 * x)
+    stream.join(30)
+    assert not stream.is_alive()
+
+
 def threads_now() -> int:
     """Threads of this process, those that have just ended left out."""
     for _ in range(100):
