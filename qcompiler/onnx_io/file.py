@@ -10,13 +10,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto, TensorProto
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    OperatorSetIdProto,
+    SparseTensorProto,
+    TensorProto,
+)
 
 from qcompiler.errors import Error
 from qcompiler.files import contents, opened
 from qcompiler.onnx_io.inputs import first_double
 from qcompiler.onnx_io.schema import NEWEST, OLDEST
-from qcompiler.onnx_io.structure import domain_of, initializer_names
+from qcompiler.onnx_io.structure import FunctionKey, domain_of, initializer_names
 
 MAX_FILE_BYTES = (1 << 31) - 1
 
@@ -69,6 +76,15 @@ def opset_versions(imports: Iterable[OperatorSetIdProto]) -> dict[str, int]:
         raise Error(
             f"opset {version} is newer than {NEWEST}", hint=f"re-export with opset {NEWEST}"
         )
+    return found
+
+
+def functions_of(model: ModelProto) -> dict[FunctionKey, FunctionProto]:
+    """The functions that a model brings along, by domain, name and overload."""
+    keys = [(domain_of(f.domain), f.name, f.overload) for f in model.functions]
+    found = dict(zip(keys, model.functions, strict=True))
+    if len(found) != len(keys):
+        raise Error(f"two functions have the name {first_double(keys)[1]!r}")
     return found
 
 

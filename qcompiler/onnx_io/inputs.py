@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 import onnx
 from onnx import TensorProto
@@ -18,6 +19,8 @@ MAX_NAME = 4096
 _COUNTS = ("seq", "len", "time", "frame", "step", "token", "word", "point", "sample", "num", "row")
 """Parts of symbol names that denote a length or count other than the batch."""
 
+_Name = TypeVar("_Name")
+
 
 def checked_name(name: str, what: str) -> str:
     """The name of an input or output. Raises Error if it is not usable."""
@@ -26,7 +29,7 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
-def first_double(names: Sequence[str]) -> str:
+def first_double(names: Sequence[_Name]) -> _Name:
     """The first name that occurs twice; there must be one."""
     return next(n for i, n in enumerate(names) if n in names[:i])
 

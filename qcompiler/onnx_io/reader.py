@@ -60,7 +60,7 @@ from qcompiler.onnx_io.carried import applied
 from qcompiler.onnx_io.checks import Checks
 from qcompiler.onnx_io.computed import note_computed
 from qcompiler.onnx_io.control import controlled
-from qcompiler.onnx_io.file import initializers, load, opset_versions
+from qcompiler.onnx_io.file import functions_of, initializers, load, opset_versions
 from qcompiler.onnx_io.functions import body_of, has_function
 from qcompiler.onnx_io.inputs import MAX_NAME, checked_name, first_double, input_types
 from qcompiler.onnx_io.pins import Pins, pinned
@@ -157,7 +157,7 @@ class _Reader:
         self.rolls = rolls
         self.known, self.found, self.ranges = known, found, ranges
         self.opsets = opset_versions(model.opset_import)
-        self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
+        self.functions = functions_of(model)
         self.sizes: dict[FunctionKey, int] = {}
         self.unsupported: dict[tuple[str, str], list[str]] = {}
         self.names: dict[str, int] = {}  # the last suffix given to each name

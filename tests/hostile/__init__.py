@@ -454,6 +454,12 @@ def _branches(depth: int, condition: str = "c") -> ModelProto:
     return model_of([node], [tensor("c", True, np.bool_)])
 
 
+def _two_functions() -> ModelProto:
+    model = _with_functions({"once": [make_node("Relu", ["a"], ["z"])]}, "once")
+    model.functions.append(model.functions[0])
+    return model
+
+
 def _bad_text() -> bytes:
     whole = model_of([make_node("Relu", ["x"], ["y"], "BADTEXT")]).SerializeToString()
     return whole.replace(b"BADTEXT", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9")
@@ -473,6 +479,7 @@ for _name, _make in {
     "function that calls itself": _calls_itself,
     "functions that call each other": _call_each_other,
     "functions that double 39 times": _billion_laughs,
+    "two functions of one name": _two_functions,
     "attribute of no function": _attribute_of_nobody,
     "attribute twice": _attribute_twice,
     "names that are no text": _bad_text,
