@@ -46,6 +46,8 @@ SHAPES = {
     "smaller than a tile": ((3, 2, 1, 8), (3, 3, 8, 8), SAME),
     "uneven padding": ((1, 13, 11, 24), (3, 3, 24, 40), {"pads": (2, 0, 1, 4)}),
     "no padding": ((1, 12, 14, 15), (3, 3, 15, 16), {}),
+    "as many outputs as are worth zipped rows": ((2, 9, 10, 13), (3, 3, 13, 50), SAME),
+    "whole vectors of both": ((1, 9, 9, 8), (3, 3, 8, 48), SAME),
     "five taps": ((2, 7, 8, 8), (5, 5, 8, 24), {"pads": (2,) * 4}),
     "three by two": ((1, 9, 7, 8), (3, 2, 8, 16), {"pads": (1, 0, 1, 1)}),
     "one row": ((1, 1, 19, 8), (1, 5, 8, 8), {"pads": (0, 2, 0, 2)}),

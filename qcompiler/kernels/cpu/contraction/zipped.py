@@ -17,7 +17,7 @@ from qcompiler.kernels.cpu.contraction.microkernel import of_steps
 from qcompiler.kernels.cpu.contraction.operands import Product
 from qcompiler.kernels.cpu.contraction.problem import Problem
 
-_COLUMNS = 48
+COLUMNS = 48
 """As many have to read the rows before they are worth a copy."""
 _STREAMS, _WORD = 4, 64
 """Vectors whose words, of so many bits at most, one instruction stores in turn."""
@@ -38,7 +38,7 @@ def worth_zipping(problem: Problem, product: Product) -> bool:
     steps = problem.depth % product.mac.k == 0 and problem.depth >= _size(product)
     rows = problem.rows * problem.columns > product.together
     weights = problem.groups == 1 and problem.right.is_constant
-    return weights and steps and rows and problem.width >= _COLUMNS
+    return weights and steps and rows and problem.width >= COLUMNS
 
 
 def zip_rows(

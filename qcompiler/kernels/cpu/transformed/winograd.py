@@ -10,13 +10,16 @@ for each task (a share of the tiles of m x m outputs, of the output channels, or
         store(epilogue(gather(sums)))
 
 A block's spread inputs and a panel's sums stay in the second-level cache; channels are vectors all
-the way. Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.
+the way. Where instructions take a lane of a vector, some channels of a unit's tiles are spread to a
+stage in the first-level cache, and zipped from there (contraction/zipped.py). Source: Lavin and
+Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
@@ -37,7 +40,9 @@ from qcompiler.kernels.cpu.contraction.loops import segment, share_of
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
 from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of
 from qcompiler.kernels.cpu.contraction.problem import problem_of
+from qcompiler.kernels.cpu.contraction.zipped import COLUMNS, zip_rows
 from qcompiler.kernels.cpu.transformed.winograd_blocking import (
+    STAGED,
     Axis,
     Grid,
     Layout,
@@ -60,10 +65,11 @@ def winograd(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
 
     def way(layout: Layout) -> Candidate:
         build = partial(_emitted, region, device, product, layout)
-        return Candidate(layout.tiling, device.core.seconds(cycles(layout, device)), build)
+        seconds = device.core.seconds(cycles(layout, product, device))
+        return Candidate(layout.tiling, seconds, build)
 
     return (
-        way(Layout.of(g, t, device.core, product.mac.lanes))
+        way(Layout.of(g, t, device.core, product))
         for g in grids
         for t in tilings(g, product, device)
     )
@@ -91,12 +97,16 @@ def _grids(region: Region, device: Cpu) -> tuple[Product, list[Grid]] | Skip:
     if reason := too_large(region):
         return reason
     problem = problem_of(root, product.mac.lanes, device.core)
-    found = problem if isinstance(problem, Skip) else grids(problem)
+    if isinstance(problem, Skip):
+        return problem
+    found = grids(problem)
     if isinstance(found, Skip):
         return found
     if x.type.dims[-1] < product.mac.lanes // 2:
         return Skip("channels that fill less than half a vector")
-    return product, list(found)
+    whole = problem.channels % product.mac.lanes == 0
+    zipped = product.zippable and whole and problem.width >= COLUMNS
+    return replace(product, zipped=zipped), list(found)
 
 
 def _emitted(region: Region, device: Cpu, product: Product, layout: Layout) -> Kernel:
@@ -172,6 +182,7 @@ class _Task:
         mine = d.b.let(task * layout.task_size, "mine")
         self.left = memory + mine
         self.sums = memory + d.b.let(mine + layout.sums_at, "sums")
+        self.stage = memory + d.b.let(mine + layout.stage_at, "stage")
         self.epilogue = d.epilogue
         t = layout.tiling
         row_task, column_task = task // t.column_tasks, task % t.column_tasks
@@ -208,7 +219,10 @@ class _Task:
         with b.serial(blocks, "block") as i:
             first = b.let(begin + i * t.block, "first")
             last = b.let(tirx.Min(first + t.block, tir.const(0) + end), "last")
-            self._tiles(first, last, self._spread)
+            if self.product.zipped:
+                self._zip(first, last)
+            else:
+                self._tiles(first, last, self._spread)
             for run in self.layout.panels.runs():
                 with segment(b, self.mine, run.first, run.count, "panel") as panel:
                     nth = b.let(panel - run.first, "nth") if run.first else panel
@@ -237,14 +251,23 @@ class _Task:
                 dims = (p.problem.images, self.rows.tiles, self.columns.tiles)
                 body(slot, *indices(b, begin + i, dims))
 
-    def _spread(self, slot: Value, image: Value, row: Value, column: Value) -> None:
-        """One tile's inputs, transformed, to where the products read them."""
+    def _spread(
+        self,
+        slot: Value,
+        image: Value,
+        row: Value,
+        column: Value,
+        channels: tuple[Value, Value] | None = None,
+    ) -> None:
+        """One tile's inputs, transformed, to where the products read them, or to the stage: all
+        channels, or from one on so many whole vectors.
+        """
         b, p, down, across = self.b, self.grid, self.rows, self.columns
         axes = ((row, down), (column, across))
         y, x = (b.let(i * a.filter.outputs - a.before) for i, a in axes)
         start = (image * down.size + y) * across.size + x
-        start = b.let(start * p.depth, "start")
-        target = b.let(slot * self.layout.row_step, "target")
+        start = b.let(start * p.depth + (channels[0] if channels else 0), "start")
+        target = b.let(slot * self.layout.stage_row, "target")
 
         def place(i: int, j: int) -> Value:
             return start + (i * across.size + j) * p.depth
@@ -253,7 +276,7 @@ class _Task:
             def load(i: int, j: int, c: Value, count: int) -> Value:
                 return self._input(place(i, j) + c, count)
 
-            self._spread_channels(target, load)
+            self._spread_channels(target, load, channels)
 
         def guarded() -> None:
             rows, columns = (
@@ -268,7 +291,7 @@ class _Task:
                 zero = tir.const(0.0, "float32", self.lanes)
                 return tirx.Select(tir.first_lanes(self.lanes, there), value, zero)
 
-            self._spread_channels(target, load)
+            self._spread_channels(target, load, channels)
 
         inner = [c for i, a in axes for c in _between(i, a.inner, a.tiles)]
         self._either(inner, plain, guarded)
@@ -290,7 +313,9 @@ class _Task:
         with self.b.otherwise():
             other()
 
-    def _spread_channels(self, target: Value, load: Callable[..., Value]) -> None:
+    def _spread_channels(
+        self, target: Value, load: Callable[..., Value], channels: tuple[Value, Value] | None
+    ) -> None:
         b, p = self.b, self.grid
         down, across = p.rows.filter, p.columns.filter
 
@@ -302,10 +327,44 @@ class _Task:
             for i in range(down.products):
                 made = across.spread(b, [column[i] for column in columns])
                 for j, value in enumerate(made):
-                    at = target + (i * across.products + j) * self.layout.product_step + c
-                    self.left.store(at, value)
+                    at = target + (i * across.products + j) * self.layout.stage_product + c
+                    self.stage.store(at, value)
 
-        sweep(b, p.depth, self.lanes, vector)
+        if channels is None:
+            sweep(b, p.depth, self.lanes, vector)
+            return
+        with b.serial(channels[1], "v") as v:
+            at = b.let(v * self.lanes, "at")
+            vector(at, self.lanes)
+
+    def _zip(self, first: Value, last: Value) -> None:
+        """The spread inputs of the tiles of each unit from `first` to `last`, side by side."""
+        b, lanes, size = self.b, self.lanes, self.layout.cut.size * self.layout.row_step
+        vectors, runs = self.grid.depth // lanes, self._runs()
+        with b.serial(last - first, "unit", first) as unit:
+            target = b.let((unit - first) * size, "target")
+            with b.serial(-(-vectors // STAGED), "some") as i:
+                begin = b.let(i * STAGED, "begin")
+                count = b.let(tirx.Min(begin + STAGED, tir.const(vectors)) - begin, "vectors")
+                spread = partial(self._spread, channels=(begin * lanes, count))
+                self._tiles(unit, unit + 1, spread)
+                for start, units, rows in runs:
+                    here = tirx.And(unit >= start, unit < start + units)
+                    with b.when(here) if len(runs) > 1 else nullcontext():
+                        self._zip_staged(rows, target, begin, count)
+
+    def _zip_staged(self, rows: int, target: Value, begin: Value, count: Value) -> None:
+        """Some vectors of channels of a unit's tiles, from the stage to all products' operands."""
+        b, layout, lanes = self.b, self.layout, self.lanes
+        offsets = [r * layout.stage_row for r in range(rows)]
+        step = self.product.lefts(rows) * self.product.zipped_vector
+        with b.serial(self.grid.products, "product") as n:
+            source = b.let(n * layout.stage_product, "source")
+            to = b.let(target + n * layout.product_step + begin * (lanes * step), "to")
+            with b.serial(count, "v") as v:
+                one = self.stage + b.let(source + v * lanes, "one")
+                other = self.left + b.let(to + v * (lanes * step), "other")
+                zip_rows(b, self.product, one, offsets, other, lanes)
 
     def _multiply(self, first: Value, last: Value, run: Run, nth: Value) -> None:
         """A panel's sums for all products of a block."""
@@ -322,7 +381,8 @@ class _Task:
                 with segment(b, (first, last), start, count, "unit") as unit:
                     slot = b.let((unit - first) * size, "slot")
                     offsets = tuple(r * self.layout.row_step for r in range(rows))
-                    left = Left(self.left, offsets, (), p.depth, guarded=False)
+                    zipped = self.product.zipped
+                    left = Left(self.left, offsets, (), p.depth, guarded=False, zipped=zipped)
 
                     def load(k: Value, v: int) -> Value:
                         at = weights + k * wide + v * lanes

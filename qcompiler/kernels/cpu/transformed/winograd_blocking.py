@@ -16,6 +16,7 @@ from qcompiler.kernels.cpu.contraction import blocking as direct
 from qcompiler.kernels.cpu.contraction.loops import Cut
 from qcompiler.kernels.cpu.contraction.operands import Panels, Product
 from qcompiler.kernels.cpu.contraction.problem import Problem
+from qcompiler.kernels.cpu.contraction.zipped import copy_instructions
 from qcompiler.kernels.cpu.transformed.winograd_filter import PAIRS, Filter
 
 # Cycles of the reference core:
@@ -24,6 +25,11 @@ GATHER_CYCLES = 2.0  # a vector of one product's sums: load, transform, finish
 FAR = (1.0, 1.0, 1.3, 2.0)  # how much longer all takes where a block is in that cache, or in memory
 TILE_CYCLES = 20.0  # begin a tile of pixels
 STREAMED = (1.0, 1.0, 1.5, 1.25)  # how much faster weights in order come from each level
+STAGED = 4  # vectors of channels that are spread, and then zipped, at a time
+# Instructions on 64-bit ARM, where products take a lane of a vector:
+STORE_INSTRUCTIONS = 2.0  # a vector of sums: a zero at first, and a store
+TILE_INSTRUCTIONS = 50.0
+GATHER_INSTRUCTIONS = 60.0  # begin a tile of pixels of a panel
 
 
 @dataclass(frozen=True)
@@ -103,26 +109,45 @@ class Layout:
     cut: Cut
     """Tiles in units."""
     row_step: int
-    """From one tile's spread inputs to the next one's."""
+    """From one tile's left operand to the next one's; of zipped ones, a unit begins where its first
+    would.
+    """
     product_step: int
     """From one product's left operand to the next one's."""
     slot_step: int
     """From one tile's sums to the next one's."""
+    stage_row: int
+    """From one tile's spread inputs to the next one's, of all channels or `STAGED` vectors."""
+    stage_product: int
+    """From one product's to the next one's."""
     sums_at: int
-    """Where sums begin, behind spread inputs."""
+    """Where sums begin, behind left operands."""
+    stage_at: int
+    """Where spread inputs begin: a unit's, from which left operands are zipped, or these."""
+    near_size: int
+    """Of what the second-level cache should hold: all but the stage."""
     task_size: int
 
     @staticmethod
-    def of(grid: Grid, tiling: Tiling, core: Core, lanes: int) -> Layout:
+    def of(grid: Grid, tiling: Tiling, core: Core, product: Product) -> Layout:
         """What a tiling decides."""
+        lanes = product.mac.lanes
         panels = Panels.of(grid.width, lanes, tiling.vectors)
         cut = Cut.of(grid.tiles, tiling.rows)
         slots, row = tiling.block * cut.size, core.odd_lines(4 * grid.depth) // 4
-        product = core.odd_lines(4 * slots * row) // 4
+        if product.zipped:
+            filled = product.lefts(cut.size) * product.zipped_vector
+            row = core.odd_lines(4 * -(-filled * grid.depth // cut.size)) // 4
+        each = core.odd_lines(4 * slots * row) // 4
         slot = core.odd_lines(4 * panels.vectors * grid.products * lanes) // 4
-        sums_at = grid.products * product
-        size = sums_at + slots * slot
-        return Layout(grid, tiling, lanes, panels, cut, row, product, slot, sums_at, size)
+        sums_at = grid.products * each
+        near = size = sums_at + slots * slot
+        stage, stage_at = (row, each), 0
+        if product.zipped:
+            stage = STAGED * lanes, core.odd_lines(4 * cut.size * STAGED * lanes) // 4
+            stage_at, size = near, near + grid.products * stage[1]
+        steps = (row, each, slot, *stage)
+        return Layout(grid, tiling, lanes, panels, cut, *steps, sums_at, stage_at, near, size)
 
 
 def grids(problem: Problem) -> Iterator[Grid] | Skip:
@@ -184,37 +209,67 @@ def _dealt(grid: Grid, panels: Panels, rows: int, vectors: int, tasks: int) -> I
             yield made(rows, vectors, block, along, across)
 
 
-def cycles(layout: Layout, device: Cpu) -> float:
+def cycles(layout: Layout, product: Product, device: Cpu) -> float:
     """What the slowest task takes."""
     core, grid, tiling, lanes = device.core, layout.grid, layout.tiling, layout.lanes
-    panels, size = layout.panels, layout.cut.size
+    panels, tiles = layout.panels, float(layout.cut.size)
     share = -(-layout.cut.pieces // tiling.row_tasks)
     blocks = -(-share // tiling.block)
     mine = -(-panels.panels // tiling.column_tasks)
-    near = 4 * layout.task_size
+    vectors = float(mine * panels.vectors)
+    if product.zipped:  # units and panels of one less are shorter, too
+        tiles = layout.cut.length / layout.cut.pieces
+        vectors = mine * panels.cut.length / panels.panels
+    near = 4 * layout.near_size
     far = FAR[direct.level(device, near, 5)]
     weights = mine * grid.products * grid.depth * panels.vectors * lanes * 4
     inputs = -(-grid.depth // lanes) * grid.products * core.cycles(SPREAD_CYCLES)
-    outputs = mine * panels.vectors * core.cycles(grid.products * GATHER_CYCLES + TILE_CYCLES)
-    multiply = tiling.block * mine * grid.products * _unit_cycles(grid, device, tiling, lanes)
+    outputs = vectors * core.cycles(grid.products * GATHER_CYCLES + TILE_CYCLES)
+    if product.zipped:
+        outputs += mine * GATHER_INSTRUCTIONS / core.issue_per_cycle
+    multiply = tiling.block * grid.products * _unit_cycles(layout, product, device, mine)
     whole = weights * tiling.column_tasks + near * tiling.tasks
     again = direct.level(device, weights + near, 5, whole=whole) if blocks > 1 else 3
     fetch = weights / (core.bytes_per_cycle[again] * STREAMED[again])
-    transforms = tiling.block * size * (inputs + outputs) * far
+    transforms = tiling.block * tiles * (inputs + outputs) * far
     return blocks * (transforms + core.overlapped(multiply * far, fetch))
 
 
-def _unit_cycles(grid: Grid, device: Cpu, tiling: Tiling, lanes: int) -> float:
+def _unit_cycles(layout: Layout, product: Product, device: Cpu, panels: int) -> float:
+    """A unit's sums of so many panels for one product, and its left operand where it is zipped."""
+    grid, tiling, core = layout.grid, layout.tiling, device.core
+    if not product.zipped:
+        return panels * _tile_cycles(grid, product, device, tiling.rows, tiling.vectors)
+    total, (cut, columns) = 0.0, (layout.cut, layout.panels.cut)
+    for _, units, rows, _ in cut.runs():
+        each = grid.depth * copy_instructions(product, rows) / core.issue_per_cycle
+        for _, count, vectors, _ in columns.runs():
+            tile = _zipped_cycles(product, core, grid.depth, rows, vectors)
+            each += panels * count / columns.pieces * tile
+        total += units / cut.pieces * each
+    return total
+
+
+def _tile_cycles(grid: Grid, product: Product, device: Cpu, rows: int, vectors: int) -> float:
     """One tile of sums for one product, its operands in the second cache."""
-    rows, vectors = tiling.rows, tiling.vectors
-    macs, loads = rows * vectors, rows + vectors
+    macs, loads, by_lane = rows * vectors, rows + vectors, product.mac.by_lane
     core = device.core
     step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles + 1)
-    mac = device.isa.vector(("f32", "f32", "f32"))
-    if core.in_order and mac is not None and mac.by_lane > 1:  # see blocking.py
-        begun = macs / core.macs_per_cycle + (rows / mac.by_lane + vectors) / core.loads_per_cycle
+    if core.in_order and by_lane > 1:  # see blocking.py
+        begun = macs / core.macs_per_cycle + (rows / by_lane + vectors) / core.loads_per_cycle
         step = max(begun, core.latency_cycles + 1)
-    left, right = (grid.depth * n * 4 for n in (rows, vectors * lanes))
+    left, right = (grid.depth * n * 4 for n in (rows, vectors * product.mac.lanes))
     fetch = left / 2 if left + right <= device.l1_bytes * 3 // 4 else left / 2 + right
     arithmetic = grid.depth * step + core.cycles(macs + TILE_CYCLES)
     return core.overlapped(arithmetic, fetch / core.l2_bytes_per_cycle)
+
+
+def _zipped_cycles(product: Product, core: Core, depth: int, rows: int, vectors: int) -> float:
+    """The same by zipped rows: how many instructions can be begun may decide, beside products."""
+    macs, loads = rows * vectors, product.lefts(rows) + vectors  # in pairs
+    issued = macs + loads / 2 + vectors * product.vector_bytes / core.line_bytes
+    issued += direct.LOOP_INSTRUCTIONS / product.unroll
+    waits = loads / core.loads_per_cycle if core.in_order else 0.0
+    busy = max(macs / core.macs_per_cycle, core.latency_cycles) + waits
+    ends = (macs * STORE_INSTRUCTIONS + TILE_INSTRUCTIONS) / core.issue_per_cycle
+    return depth * direct.beside(issued / core.issue_per_cycle, busy) + ends
