@@ -10,20 +10,18 @@ infinity. Nothing is ever unpickled.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from qcompiler.data.array_files import Table, Take, demand_file, spell, tables_of_file
 from qcompiler.dtypes import Array, Dim, numpy_dtype
-from qcompiler.errors import Error
-from qcompiler.files import contents
-from qcompiler.runtime.feeds import array_of, named_arrays
+from qcompiler.errors import Error, compiler_needed
+from qcompiler.runtime.feeds import array_of
 
 Wanted = Mapping[str, tuple[str, Sequence[Dim]]]
 """A model's inputs: {name: (dtype, shape)}; a symbol in a shape stands for any size."""
@@ -34,14 +32,6 @@ Labelled = Iterator[tuple[str, Mapping[str, object]]]
 SYNTHETIC_SAMPLES = 8
 SYNTHETIC_SEED = 0
 MAX_SAMPLE_BYTES = 1 << 32
-
-
-@runtime_checkable
-class Reader(Protocol):
-    """An onnxruntime CalibrationDataReader."""
-
-    def get_next(self) -> Mapping[str, object] | None:
-        """The next sample, None after the last."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +93,14 @@ def _open(source: object, wanted: Wanted) -> Samples:
         return synthetic(wanted)
     if isinstance(source, (str, Path)):
         return _of_path(Path(source), wanted)
-    if isinstance(source, Reader):
-        return _of_reader(source, wanted)
     if isinstance(source, Mapping):
         tables = {str(k): _table_of(array_of(v, f"arrays, array {k!r}")) for k, v in source.items()}
         return _of_tables("arrays", tables, wanted)
     if hasattr(source, "__array__") or hasattr(source, "__dlpack__"):
         return _of_tables("array", {"array": _table_of(array_of(source, "array"))}, wanted)
-    if isinstance(source, Iterable):
-        return _of_iterable(source, wanted)
-    raise Error(
-        f"{type(source).__name__} holds no samples",
-        hint="give a .npz file, a folder, a list of {input name: array}, or 'synthetic'",
-    )
+    with compiler_needed():
+        from qcompiler.data.iterated import iterated
+    return iterated(source, wanted)
 
 
 def synthetic(
@@ -345,68 +330,10 @@ def _of_folder(folder: Path, wanted: Wanted) -> Samples:
         raise Error("no .npy, .npz or input_0.pb files in it", where=str(folder))
 
     def read_sets() -> Labelled:
+        with compiler_needed():
+            from qcompiler.onnx_io.tensors import read_tensor
         for path in sets:
             where = path.name
-            yield where, {name: _of_pb(path / f"input_{i}.pb") for i, name in enumerate(wanted)}
+            yield where, {n: read_tensor(path / f"input_{i}.pb") for i, n in enumerate(wanted)}
 
     return Samples(folder.name, len(sets), wanted, read_sets)
-
-
-def _of_pb(path: Path) -> Array:
-    """A TensorProto file -> its array."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from onnx import TensorProto
-
-    from qcompiler.onnx_io.tensors import ExternalData, decode
-
-    where = f"{path.parent.name}/{path.name}"
-    try:
-        tensor = TensorProto.FromString(contents(path))
-    except DecodeError as e:
-        raise Error(f"not an ONNX tensor ({e})", where=where) from e
-    return decode(tensor, ExternalData(None), where)
-
-
-# Python objects.
-
-
-def _of_iterable(source: Iterable[object], wanted: Wanted) -> Samples:
-    once = iter(source) is source
-    started = False
-
-    def read() -> Labelled:
-        nonlocal started
-        if once and started:
-            raise Error("the samples can be read only once", hint="give a list, not an iterator")
-        started = True
-        for index, item in enumerate(source):
-            where = f"sample {index}"
-            if isinstance(item, Mapping):
-                yield where, item
-            elif len(wanted) == 1:
-                yield where, {next(iter(wanted)): item}
-            else:
-                what = f"{type(item).__name__} where {{input name: array}} is needed"
-                raise Error(what, where=where)
-
-    return Samples("samples", len(source) if isinstance(source, Sized) else None, wanted, read)
-
-
-def _of_reader(reader: Reader, wanted: Wanted) -> Samples:
-    started = False
-
-    def read() -> Labelled:
-        nonlocal started
-        if started:
-            rewind = getattr(reader, "rewind", None)
-            if rewind is None:
-                raise Error("the reader can be read only once", hint="give it a rewind() method")
-            rewind()
-        started = True
-        index = 0
-        while (item := reader.get_next()) is not None:
-            where = f"{type(reader).__name__}, sample {index}"
-            yield where, named_arrays(item, where)
-            index += 1
-
-    return Samples(type(reader).__name__, None, wanted, read)

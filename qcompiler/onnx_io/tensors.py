@@ -16,9 +16,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from qcompiler.errors import Error
+from qcompiler.files import contents
 from qcompiler.ir import Array, Type, numpy_dtype
 
 DTYPES: dict[int, str] = {
@@ -213,6 +215,16 @@ def decode(tensor: onnx.TensorProto, external: ExternalData, where: str) -> Arra
     array = array.reshape(shape)
     array.setflags(write=False)
     return array
+
+
+def read_tensor(path: Path) -> Array:
+    """A file of a TensorProto, as ONNX test data have it -> its array."""
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        tensor = onnx.TensorProto.FromString(contents(path))
+    except DecodeError as e:
+        raise Error(f"not an ONNX tensor ({e})", where=where) from e
+    return decode(tensor, ExternalData(None), where)
 
 
 def _strings(tensor: onnx.TensorProto, where: str) -> Array:

@@ -24,7 +24,7 @@ DOORS = {
     "cli/commands.py": {"cli.describing", "cli.exporting", "cli.making", "cli.tuning"},
     "cli/executing.py": {"cli.load_page"},
     "cli/using.py": {"cli.describing", "hardware.isa", "plugins", "tune.limits"},
-    "data/samples.py": {"google.protobuf.message", "onnx", "onnx_io.tensors"},
+    "data/samples.py": {"data.iterated", "onnx_io.tensors"},
     "dtypes.py": {"ml_dtypes"},
     "runtime/executor/ray_engine.py": {"ray"},
 }
