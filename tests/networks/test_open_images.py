@@ -39,6 +39,9 @@ IMAGES = {
         x2 = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x1)
         y = Conv<pads=[1,1,1,1]>(x2, a)
         z = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x1) }""",
+    "many outputs": """(float[1,16,h,w] x) => (float[1,50,h,w] y) <float[48,16,3,3] a = {@6912},
+        float[50,48,3,3] b = {@21600}> { x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Relu(x1)
+        y = Conv<pads=[1,1,1,1]>(x2, b) }""",
     "ceil": """(float[1,16,h,w] x) => (float[1,16,m,n] r, float[1,16,o,p] s, float[1,16,m,n] t)
         <float[16,16,3,3] a = {@2304}> { x1 = Conv<pads=[1,1,1,1]>(x, a)
         x2 = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[2,2,1,1], ceil_mode=1>(x1)

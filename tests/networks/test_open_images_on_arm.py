@@ -26,7 +26,12 @@ CPUS = {
 NAMES = ("windows", "strides", "pools", "sums", "joined, picked and repeated")
 PRECISIONS = {name: ("float32", "int8") for name in NAMES}
 PRECISIONS["a batch"] = ("float32",)  # one of its products is in bfloat16 otherwise
-QUICK = (("strides", "arm_fp16", "float32"), ("strides", "arm_i8mm", "int8"))
+PRECISIONS["many outputs"] = ("float32",)  # Winograd's tiles side by side
+QUICK = (
+    ("many outputs", "arm_fp16", "float32"),
+    ("strides", "arm_fp16", "float32"),
+    ("strides", "arm_i8mm", "int8"),
+)
 CASES = [
     pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
     for name, precisions in PRECISIONS.items()
