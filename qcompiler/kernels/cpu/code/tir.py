@@ -296,7 +296,7 @@ class Registers:
         self._builder = builder
         self.dtype, self.lanes, self.count = dtype, lanes, count
         # on the stack, from where LLVM's mem2reg promotes them
-        self._buffers = [builder.local(dtype, lanes, f"{name}{i}") for i in range(count)]
+        self._buffers = [builder.buffer(dtype, lanes, f"{name}{i}") for i in range(count)]
 
     def __getitem__(self, index: int) -> Value:
         return tirx.BufferLoad(self._buffers[index], [ramp(0, self.lanes)])
@@ -368,9 +368,9 @@ class Builder:
 
     def stack(self, dtype: str, elements: int, name: str) -> Pointer:
         """Memory on the stack."""
-        return Pointer(self, self.local(dtype, elements, self._fresh(name)), dtype)
+        return Pointer(self, self.buffer(dtype, elements, self._fresh(name)), dtype)
 
-    def local(self, dtype: str, elements: int, name: str) -> Value:
+    def buffer(self, dtype: str, elements: int, name: str) -> Value:
         """A buffer on the stack."""
         buffer = tirx.decl_buffer((elements,), dtype, name, scope="local", layout=None)
         keep = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
