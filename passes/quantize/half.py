@@ -10,6 +10,7 @@ bits; all other readers widen. Softmax, normalisations and reductions compute in
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from qcompiler.passes.layout.matmul import matrix
 
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant
-from qcompiler.ops import OPERATORS, make
+from qcompiler.ops import OPERATORS, is_elementwise, make
 from qcompiler.ops.kinds import MOVES, SMOOTH
 from qcompiler.quantization.demand import Demand, propagated, unstored
 from qcompiler.rewrite import Explain, graph_pass
@@ -34,13 +35,18 @@ FLOAT_INSIDE = frozenset({
 """Operators that read and write 16 bits and compute in float32."""
 
 LARGEST = {"bfloat16": 3.38e38, "float16": 65504.0}
+LEAST = {"bfloat16": 2.0**-118, "float16": 2.0**-16}
+"""The largest of some weights has at least as many bits as bfloat16 has."""
+LIMITS = frozenset({"Clip", "Max", "Min"})
+"""Operators whose constants only limit what is computed."""
 
 
 @graph_pass
 class QuantizeHalf:
     """Conv and MatMul in bfloat16 or float16, with float32 sums.
 
-    float16 overflows above 65504: larger activations become infinite. include, exclude: as in
+    float16 overflows above 65504: larger activations become infinite. What constants make larger
+    than the dtype holds, such as masks of -1e9, stays in float32. include, exclude: as in
     quantize_static.
     """
 
@@ -56,27 +62,58 @@ class QuantizeHalf:
             raise Error(f"half precision dtype {self.dtype!r}", hint="bfloat16 or float16")
         if "quantization" in graph.notes:
             return graph
-        products = {n: read for n in graph.nodes if (read := self.operands(n))}
-        demand = propagated(graph, products, self.passes)
-        return _Halves(graph, demand, self.dtype).run().note(quantization=self.dtype)
+        large = self.large(graph)
+        products = {n: read for n in graph.nodes if (read := self.operands(n, large))}
+        demand = propagated(graph, products, lambda n: n not in large and self.passes(n))
+        return _Halves(graph, demand, self.dtype, large).run().note(quantization=self.dtype)
 
-    def operands(self, node: Node) -> tuple[Node, ...]:
-        """The activations of a product that can be computed in 16 bits; () for all other nodes."""
+    def large(self, graph: Graph) -> frozenset[Node]:
+        """Values that constants may have made too large for 16 bits, and what is made of these."""
+        found: set[Node] = set()
+        for node in graph.nodes:
+            if node.is_constant:
+                if self.is_large(node):
+                    found.add(node)
+            elif node.types[0].dtype == "float32" and (is_elementwise(node) or node.op in MOVES):
+                read = [i for i in node.operands if not (node.op in LIMITS and i.is_constant)]
+                if found.intersection(read):
+                    found.add(node)
+        return frozenset(found)
+
+    def is_large(self, node: Node) -> bool:
+        """Is a number of a constant so large that a sum with it may not fit? Infinity does."""
+        if node.dtype != "float32":
+            return False
+        sizes = np.abs(node.array)
+        return bool((np.isfinite(sizes) & (sizes > LARGEST[self.dtype] / 2)).any())
+
+    def operands(self, node: Node, large: Collection[Node] = ()) -> tuple[Node, ...]:
+        """The activations of a product that can be computed in 16 bits; () for all other nodes.
+        `large` are values that do not fit.
+        """
         if node.op == "Attention":
-            return node.operands[:3] if self.attends(node) else ()
+            fits = self.attends(node) and not any(i in large for i in node.operands[:3])
+            return node.operands[:3] if fits else ()
         if node.op not in ("Conv", "MatMul") or node.dtype != "float32" or self.leaves(node):
             return ()
         read = node.operands[:2]
         weights = [i for i in read if i.is_constant]
         if not all(i.type.static for i in read):
             reason = "its shapes are unknown"
-        elif any(np.abs(w.array).max(initial=0) > LARGEST[self.dtype] for w in weights):
+        elif any(not self.holds(w) for w in weights):
             reason = f"its weights do not fit into {self.dtype}"
+        elif any(i in large for i in read if not i.is_constant):
+            reason = f"constants make its inputs too large for {self.dtype}"
         else:
             return tuple(i for i in read if not i.is_constant)
         if self.explain is not None:
             self.explain("quantize_half", node, reason)
         return ()
+
+    def holds(self, weights: Node) -> bool:
+        """Are weights neither too large nor all too small?"""
+        size = np.abs(weights.array).max(initial=0)
+        return bool(size == 0 or LEAST[self.dtype] <= size <= LARGEST[self.dtype])
 
     def attends(self, node: Node) -> bool:
         """Is attention computed in 16 bits?"""
@@ -99,11 +136,13 @@ class QuantizeHalf:
 class _Halves:
     """The rebuilt graph: each value in float32, and in 16 bits where it is stored so."""
 
-    def __init__(self, graph: Graph, demand: Demand, dtype: str) -> None:
+    def __init__(
+        self, graph: Graph, demand: Demand, dtype: str, large: frozenset[Node] = frozenset()
+    ) -> None:
         self.graph = graph
         self.demand = demand
         self.dtype = dtype
-        self.stored = demand.values - unstored(graph)
+        self.stored = demand.values - unstored(graph) - large
         self.full: dict[Node, Node] = {}
         self.half: dict[Node, Node] = {}
 

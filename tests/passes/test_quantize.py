@@ -526,6 +526,48 @@ def test_half_precision_stores_what_a_transformer_carries_in_16_bits() -> None:
     assert similarity(wanted, ops.evaluate(ours, feed)["y0"]) > 0.999
 
 
+MASK = np.zeros((4, 8), np.float32)
+MASK[0], MASK[1, 3] = 1, 1
+MASKS: dict[str, Callable[[Node, Node, np.float32], Node]] = {
+    "added": lambda x, m, size: make("Add", x, constant(MASK * size)),
+    "chosen": lambda x, m, size: make("Where", constant(MASK > 0), constant(np.array(size)), x),
+    "computed": lambda x, m, size: make("Add", x, make("Mul", m, constant(np.array(size)))),
+}
+"""Scores, a mask that is given, and what is added to masked ones -> masked scores."""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("size", [np.float32(-1e9), np.finfo(np.float32).min])
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_that_16_bits_do_not_hold_stay_in_float32(
+    name: str, size: np.float32, dtype: str
+) -> None:
+    """Of a row that is masked whole, softmax is uniform, as in float32, not NaN."""
+    net, m = Net(4, 8), placeholder("m", Type("float32", (4, 8)))
+    made = make("MatMul", make("Softmax", MASKS[name](net.x, m, size)), net.weights(8, 5))
+    graph = Graph((net.x, m), (made,), ("y0",))
+    feed = {"x": net.samples()[0]["x"], "m": MASK}
+    ours = run_stage(graph, "quantize", None, Choice({"quantize_half": {"dtype": dtype}}))
+    assert "matmul" in {n.op for n in ours.nodes}
+    wanted, got = ops.evaluate(graph, feed)["y0"], ops.evaluate(ours, feed)["y0"]
+    np.testing.assert_allclose(got, wanted, rtol=0.02, atol=0.02)
+
+
+def test_products_of_what_float16_does_not_hold_stay_in_float32() -> None:
+    net = Net(4, 8)
+    weights = net.weights(8, 5)
+    table = constant(np.float32(1e35) * net.weights(3, 8).array)
+    rows = make("Gather", table, constant(np.array([2, 0])), axis=0)
+    for x, w in (
+        (net.x, weights.array * 1e-7),
+        (net.x, weights.array * 1e7),
+        (rows, weights.array),
+    ):
+        graph = net.graph(make("MatMul", x, constant(w.astype(np.float32))))
+        ours = run_stage(graph, "quantize", None, Choice({"quantize_half": {"dtype": "float16"}}))
+        assert "MatMul" in {n.op for n in ours.nodes}
+
+
 # Transposed convolutions.
 
 
