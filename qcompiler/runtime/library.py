@@ -246,8 +246,9 @@ class Team:
 
     @property
     def busy(self) -> bool:
-        """Does a run hold it?"""
-        return self._held is not None and self._held() is not None
+        """Does a run hold it? Another thread may free it meanwhile."""
+        held = self._held
+        return held is not None and held() is not None
 
     def take(self, hold: Hold) -> None:
         """Be busy until it is freed, or the run is gone that made `hold`."""

@@ -98,3 +98,36 @@ def test_a_handler_may_run_the_model_that_it_interrupts(model: Model) -> None:
     assert not thread.is_alive(), "it waits for itself"
     assert not wrong
     assert places[0] > 20
+
+
+def test_a_team_may_be_freed_while_another_run_asks_whether_it_is_busy() -> None:
+    team, asks = library.Team.__new__(library.Team), library.Team.busy.fget
+    assert asks is not None
+
+    def at_instruction(number: int) -> bool:
+        """Free it at that instruction of the question -> whether it has so many."""
+        hold, seen = library.Hold(), 0
+        team.take(hold)
+
+        def look(frame: Any, event: str, argument: object) -> Any:
+            nonlocal seen
+            if frame.f_code is not asks.__code__:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                seen += 1
+                if seen == number + 1:
+                    team.free()
+            return look
+
+        before = sys.gettrace()
+        sys.settrace(look)
+        try:
+            asks(team)
+        finally:
+            sys.settrace(before)
+        assert team.busy == (seen <= number)
+        team.free()
+        return seen > number
+
+    assert sum(map(at_instruction, range(PLACES))) > 4
