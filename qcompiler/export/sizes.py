@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size, parts
-from qcompiler.export.names import distinct
+from qcompiler.export.names import distinct, identifier
 
 _TAKEN = ("inputs", "outputs", "workspace", "workspace_", "threads")
 """Names of other arguments."""
@@ -14,7 +14,8 @@ _TAKEN = ("inputs", "outputs", "workspace", "workspace_", "threads")
 
 def arguments(symbols: Sequence[Symbol]) -> list[str]:
     """A C name for each symbol."""
-    return distinct(f"{s.name}_size" if s.name.lower() in _TAKEN else s.name for s in symbols)
+    words = (identifier(s.name) for s in symbols)
+    return distinct(f"{word}_size" if word.lower() in _TAKEN else word for word in words)
 
 
 def expression(size: int | str, known: Mapping[str, str]) -> str:

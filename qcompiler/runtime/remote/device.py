@@ -215,9 +215,8 @@ class _Session:
         self.channel.receive_bytes(size, data.extend)
         self.server.acquire_run_lock(wait, lambda: self._alive("waiting"))
         try:
-            path = self.server.store.find(
-                digest
-            )  # while it waited, others may have needed the room
+            # While it waited, others may have needed the room.
+            path = self.server.store.find(digest)
             if path is None:
                 self.channel.send({"missing": True})
                 return
