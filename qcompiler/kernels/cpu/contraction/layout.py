@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
@@ -15,9 +13,10 @@ from qcompiler.kernels.cpu.contraction.blocking import Tiling, Units, needs_copy
 from qcompiler.kernels.cpu.contraction.operands import (
     Panels,
     Product,
-    bias_of,
     pack,
     panel_bytes,
+    rounded_bias,
+    to_float16,
 )
 from qcompiler.kernels.cpu.contraction.pairs import doubled
 from qcompiler.kernels.cpu.contraction.problem import Problem
@@ -143,14 +142,8 @@ class Layout:
         if self.constant:
             packed[self.problem.right] = self.pack
         packed |= dict.fromkeys(self.twice, doubled(self.product))
-        packed |= dict.fromkeys(self.rounded, lambda array: array.astype(np.float16))
+        packed |= dict.fromkeys(rounded_bias(self.region, self.product.sums), to_float16)
         return {self.region.inputs.index(n): pack for n, pack in packed.items()}
-
-    @property
-    def rounded(self) -> tuple[Node, ...]:
-        """The bias, if sums are float16."""
-        bias = bias_of(self.region)[1]
-        return () if bias is None or self.product.sums != "float16" else (bias,)
 
     # -- a task's scratch
 

@@ -469,6 +469,17 @@ class _Writer:
         return np.concatenate([*self.panels, *self.lists])
 
 
+def rounded_bias(region: Region, sums: str) -> tuple[Node, ...]:
+    """The bias, if there is one, of a kernel whose sums are float16: it is packed `to_float16`."""
+    bias = bias_of(region)[1]
+    return (bias,) if bias is not None and sums == "float16" else ()
+
+
+def to_float16(array: Array) -> Array:
+    """An array -> the same, rounded to float16."""
+    return array.astype(np.float16)
+
+
 def bias_of(region: Region) -> tuple[Node, Node | None]:
     """The root and None; or, if all that follows reads the root plus a row of columns, that sum and
     the row: sums may as well begin with it.

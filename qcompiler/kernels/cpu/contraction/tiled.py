@@ -47,6 +47,7 @@ from qcompiler.kernels.cpu.contraction.operands import (
     Run,
     leftover_bytes,
     panel_bytes,
+    rounded_bias,
 )
 from qcompiler.kernels.cpu.contraction.pairs import paired, twice
 from qcompiler.kernels.cpu.contraction.patch import Patch, RightPacker
@@ -106,7 +107,7 @@ def emitted(layout: Layout, kind: Callable[..., Task]) -> Kernel:
     """What was decided -> the kernel, whose tasks are of some kind."""
     region, p, count = layout.region, layout.problem, layout.tiling.tasks
     packed = {p.right: "uint8"} if layout.constant else {}
-    packed |= dict.fromkeys(layout.rounded, "float16")
+    packed |= dict.fromkeys(rounded_bias(region, layout.product.sums), "float16")
     d = Draft("", region, layout.device, name=layout.name, packed=packed)
     scratch = d.scratch() if layout.scratch_bytes else None
     with d.b.parallel(count) as task:

@@ -40,6 +40,7 @@ from qcompiler.kernels.cpu.contraction.operands import (
     Product,
     bias_of,
     product_of,
+    rounded_bias,
 )
 from qcompiler.kernels.cpu.windows.depthwise_columns import Columns
 from qcompiler.kernels.cpu.windows.depthwise_filters import (
@@ -144,7 +145,7 @@ def _seconds(shape: Shape, product: Product | None, device: Cpu) -> float:
 def _emitted(region: Region, device: Cpu, filters: Filters, tile: Tile) -> Kernel:
     """What was decided -> the kernel."""
     shape = filters.shape
-    rounded = dict.fromkeys(filters.rounded(region), "float16")
+    rounded = dict.fromkeys(rounded_bias(region, filters.sums), "float16")
     d = Draft(_kind(shape, region), region, device, packed=rounded)
     ns = _NS_EACH_VECTOR_TAP * d.root.type.size / filters.lanes * filters.taps
     ns /= 4 if filters.product else 1

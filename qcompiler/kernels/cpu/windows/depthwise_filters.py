@@ -10,14 +10,15 @@ import numpy as np
 
 from qcompiler.hardware.isa import Cpu
 from qcompiler.hardware.products import ShortMac
-from qcompiler.ir import Array, Node
+from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code.epilogue import read_beside, tables_of
 from qcompiler.kernels.cpu.code.interleave import rearranged
 from qcompiler.kernels.cpu.contraction.operands import (
     Product,
-    bias_of,
+    rounded_bias,
     scaled,
     short_product_of,
+    to_float16,
 )
 from qcompiler.kernels.region import Region
 from qcompiler.ops.window import Window
@@ -141,10 +142,10 @@ class Filters:
     def _blocks(self) -> int:
         return -(-self.shape.channels // self.block)
 
-    def rounded(self, region: Region) -> tuple[Node, ...]:
-        """The bias, if sums are float16."""
-        bias = bias_of(region)[1]
-        return () if bias is None or self.short is None or self.short.sums != "float16" else (bias,)
+    @property
+    def sums(self) -> str:
+        """The dtype of sums of floats, if they are short."""
+        return self.short.sums if self.short else ""
 
     def pack(self, w: Array) -> Array:
         """w[*kernel, 1, channels] -> packed weights."""
@@ -221,14 +222,10 @@ def _may_unpack(region: Region, channels: int, block: int) -> bool:
     return known and region.output.dtype in ("uint8", "int8") and channels >= block
 
 
-def _to_float16(array: Array) -> Array:
-    return array.astype(np.float16)
-
-
 def packed_rows(region: Region, filters: Filters) -> dict[int, Callable[[Array], Array]]:
     """How constants with a number for each channel are packed."""
     if not filters.unpacked:
-        return {region.inputs.index(n): _to_float16 for n in filters.rounded(region)}
+        return {region.inputs.index(n): to_float16 for n in rounded_bias(region, filters.sums)}
     assert region.root is not None
     tables = {n.operands[1] for n in region.nodes if n.op == "lookup"}
     others = (*tables, region.root.operands[1])
