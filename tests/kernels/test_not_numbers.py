@@ -143,20 +143,21 @@ def test_constants_beside_infinities_and_not_a_number(op: str, dtype: type, targ
         np.testing.assert_array_equal(got[output].astype(np.float64), want.astype(np.float64))
 
 
-@pytest.mark.parametrize("scale", ["float32", "float64", "blocks"])
+@pytest.mark.parametrize("scale", ["in float32", "in float64", "blocks"])
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8", "int16", "uint16"])
 def test_not_a_number_is_quantized_to_the_lowest_integer(dtype: str, scale: str) -> None:
     """However it is lowered: to `quantize`, or as ONNX says it."""
-    wide, blocked = scale == "float64", scale == "blocks"
-    step = np.full((7, 1) if blocked else (), 0.5, np.float64 if wide else np.float32)
-    x = np.resize(np.array(NUMBERS, step.dtype), (7, 4))
+    blocked = scale == "blocks"
+    step = np.full((7, 1) if blocked else (), 0.5, np.float32)
+    x = np.resize(np.array(NUMBERS, np.float32), (7, 4))
     code = TensorProto.DataType.Value(dtype.upper())
-    real = TensorProto.DOUBLE if wide else TensorProto.FLOAT
     zero = helper.make_tensor("z", code, step.shape, np.full(step.size, 2))
-    blocks = {"axis": 1, "block_size": 4} if blocked else {}
-    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **blocks)
+    how = {"axis": 1, "block_size": 4} if blocked else {}
+    if scale == "in float64":
+        how = {"precision": TensorProto.DOUBLE}
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **how)
     widened = helper.make_node("Cast", ["q"], ["y"], to=TensorProto.INT32)
-    inputs = [helper.make_tensor_value_info("x", real, x.shape)]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)]
     outputs = [helper.make_tensor_value_info("y", TensorProto.INT32, x.shape)]
     constants = [numpy_helper.from_array(step, "s"), zero]
     graph = helper.make_graph([node, widened], "g", inputs, outputs, constants)
