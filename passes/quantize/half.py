@@ -10,7 +10,7 @@ bits; all other readers widen. Softmax, normalisations and reductions compute in
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -74,10 +74,8 @@ class QuantizeHalf:
             if node.is_constant:
                 if self.is_large(node):
                     found.add(node)
-            elif node.types[0].dtype == "float32" and (is_elementwise(node) or node.op in MOVES):
-                read = [i for i in node.operands if not (node.op in LIMITS and i.is_constant)]
-                if found.intersection(read):
-                    found.add(node)
+            elif node.types[0].dtype == "float32" and found.intersection(_carried(node)):
+                found.add(node)
         return frozenset(found)
 
     def is_large(self, node: Node) -> bool:
@@ -210,6 +208,15 @@ class _Halves:
         if bias is None:
             return made
         return make("Add", made, spread(self.full[bias], rank), name=node.name)
+
+
+def _carried(node: Node) -> Sequence[Node]:
+    """The operands whose size a result may have: not limits, and of a convolution its bias."""
+    if node.op in LIMITS:
+        return [i for i in node.operands if not i.is_constant]
+    if is_elementwise(node) or node.op in MOVES:
+        return node.operands
+    return node.operands[2:] if node.op == "Conv" else ()
 
 
 def spread(bias: Node, rank: int) -> Node:

@@ -568,6 +568,16 @@ def test_products_of_what_float16_does_not_hold_stay_in_float32() -> None:
         assert "MatMul" in {n.op for n in ours.nodes}
 
 
+def test_a_convolution_s_bias_may_make_its_result_too_large_for_float16() -> None:
+    net = Net(1, 8, 5, 5)
+    first = make("Conv", net.x, net.weights(6, 8, 3, 3), constant(np.full(6, 1e6, np.float32)))
+    graph = net.graph(make("Conv", first, net.weights(4, 6, 1, 1, spread=1e-3)))
+    ours = run_stage(graph, "quantize", None, Choice({"quantize_half": {"dtype": "float16"}}))
+    feed = net.samples()[0]
+    wanted, got = ops.evaluate(graph, feed)["y0"], ops.evaluate(ours, feed)["y0"]
+    np.testing.assert_allclose(got, wanted, rtol=0.01)
+
+
 # Transposed convolutions.
 
 
