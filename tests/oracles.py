@@ -18,6 +18,7 @@ import onnx
 import pytest
 
 from qcompiler.ir import Array
+from tests.exact_products import exact, saturates
 
 Feed = Mapping[str, Array]
 Model = onnx.ModelProto | bytes | Path | str
@@ -45,13 +46,23 @@ def session(model: Model, *, plain: bool = False, ours: bool = False) -> Any:
     if ours:
         onnx.checker.check_model(_whole(model), full_check=True)
     engine = peer("onnxruntime")
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     with refusals("onnxruntime"):
+        source = _exact(model)
         options = engine.SessionOptions()
         options.log_severity_level = 4
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if plain:
             options.graph_optimization_level = engine.GraphOptimizationLevel.ORT_DISABLE_ALL
         return engine.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _exact(model: Model) -> bytes | str:
+    """What onnxruntime is to load: the file's path, unless integer products would saturate."""
+    if not isinstance(model, onnx.ModelProto):
+        if not saturates():
+            return model if isinstance(model, bytes) else str(model)
+        model = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+    return exact(model).SerializeToString()
 
 
 def _whole(model: Model) -> onnx.ModelProto | str:

@@ -33,7 +33,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, load: object, run: object) -> None:
         get_outputs=lambda: [SimpleNamespace(name="y")], run=lambda names, feed: act(run)
     )
     fake = ModuleType("onnxruntime")
-    fake.SessionOptions = SimpleNamespace  # type: ignore[attr-defined]
+    options = SimpleNamespace(add_session_config_entry=lambda key, value: None)
+    fake.SessionOptions = lambda: options  # type: ignore[attr-defined]
     fake.InferenceSession = lambda *a, **k: act(load) or made  # type: ignore[attr-defined]
     monkeypatch.setattr(oracles, "peer", lambda name: fake)
 
