@@ -1,7 +1,7 @@
 """What several test files share."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -10,6 +10,8 @@ import numpy as np
 import poison
 import pytest
 from hypothesis import HealthCheck, settings
+
+from qcompiler.quantization.scales import weight_bits
 
 # The same cases every time, however slow the machine; `--hypothesis-profile=default` tries others.
 SLOW = [HealthCheck.too_slow]
@@ -34,6 +36,18 @@ def material() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def weights_of_8_bits() -> Iterator[None]:
+    """Quantizes for any CPU as for those whose products of bytes are exact, so that a model's
+    integers are the same for this machine, whatever it has, and for another.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("static", "dynamic"):
+            used = f"qcompiler.passes.quantize.{name}.weight_bits"
+            patch.setattr(used, lambda asked, device: weight_bits(asked, None))
+        yield
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite tests/golden/ with what is found"
@@ -50,6 +64,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--share",
         default="",
         help="of the tests that take an instruction set only a share: 2/7 is the third of seven",
+    )
+    parser.addoption(
+        "--part",
+        default="",
+        help="one of so many parts of the tests, by their names: 2/7 the third",
     )
     parser.addoption(
         "--seed", type=int, default=0, help="other random models than the usual ones (differential)"
@@ -71,16 +90,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     whichever the instruction set is.
     """
     items.sort(key=lambda item: LONGEST not in item.nodeid)
-    if not (asked := config.getoption("--share")):
-        if not config.getoption("--board") and not config.getoption("--cases"):
-            mark_a_share_slow(items)
-        return
+    if asked := config.getoption("--share"):
+        keep(config, items, asked, without_instruction_set)
+    elif not config.getoption("--board") and not config.getoption("--cases"):
+        mark_a_share_slow(items)
+    if asked := config.getoption("--part"):
+        keep(config, items, asked, lambda item: f"part: {item.nodeid}")
+
+
+def keep(
+    config: pytest.Config,
+    items: list[pytest.Item],
+    asked: str,
+    name: Callable[[pytest.Item], str],
+) -> None:
+    """Of the tests those of a part, as 2/7, by names; none with an empty name."""
     number, of = map(int, asked.split("/"))
     kept, dropped = [], []
     for item in items:
-        isa = instruction_set(item)
-        name = item.nodeid.replace(isa, "") if isa else ""
-        (kept if isa and crc32(name.encode()) % of == number else dropped).append(item)
+        mine = name(item) and crc32(name(item).encode()) % of == number
+        (kept if mine else dropped).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=dropped)
 
@@ -110,6 +139,12 @@ def pytest_runtest_setup() -> None:
     """Every test draws the same numbers, whichever ran before it."""
     for generator, state in _generators:
         generator.bit_generator.state = state
+
+
+def without_instruction_set(item: pytest.Item) -> str:
+    """A test's name less the instruction set that it takes; empty if it takes none."""
+    isa = instruction_set(item)
+    return item.nodeid.replace(isa, "") if isa else ""
 
 
 def instruction_set(item: pytest.Item) -> str:

@@ -66,7 +66,7 @@ def test_what_is_faster_is_found_and_what_it_shows_is_used() -> None:
 
 
 def test_time_goes_where_most_may_be_won() -> None:
-    tasks = tasks_of([(digits("float32").plan, "host")])
+    tasks = tasks_of([(digits("float32", "x86_avx512").plan, "x86_avx512")])
     with search(bench := Guessed(as_predicted), tasks=tasks) as s:
         s.run(60.0)
     longest = max(s.states, key=lambda x: x.share)

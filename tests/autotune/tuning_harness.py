@@ -32,9 +32,10 @@ DIGITS = {"input_shapes": {"image": (1, 1, 8, 8)}, "threads": 1}
 
 
 @cache
-def digits(precision: str = "float32") -> Compilation:
+def digits(precision: str = "float32", target: str = "host") -> Compilation:
     data = "synthetic" if precision == "int8" else None
-    return Compilation(MODEL, Options(**DIGITS, precision=precision, calibration=data))
+    options = Options(**DIGITS, precision=precision, calibration=data, target=target)
+    return Compilation(MODEL, options)
 
 
 @cache

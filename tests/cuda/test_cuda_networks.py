@@ -16,7 +16,7 @@ import qcompiler
 from qcompiler.ir import Array
 from qcompiler.runtime.cuda import CudaModel
 
-pytestmark = pytest.mark.usefixtures("for_this_cpu")
+pytestmark = pytest.mark.usefixtures("for_this_cpu", "weights_of_8_bits")
 slow = pytest.mark.slow
 BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 1e-5}
 """Of the largest output."""

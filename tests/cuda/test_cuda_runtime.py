@@ -22,7 +22,7 @@ from qcompiler.errors import Error
 from qcompiler.runtime.cuda import CudaModel, load
 from qcompiler.runtime.cuda import driver as drivers
 
-pytestmark = pytest.mark.usefixtures("for_this_cpu")
+pytestmark = pytest.mark.usefixtures("for_this_cpu", "weights_of_8_bits")
 AMPLE = 1 << 40
 
 

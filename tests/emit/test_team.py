@@ -20,6 +20,7 @@ from qcompiler.artifact.artifact import Binary, Manifest, StepFact, Value, Varia
 from qcompiler.emit.native import emit
 from qcompiler.emit.tasks import phases
 from qcompiler.hardware import cpu
+from qcompiler.hardware.isa import ISAS
 from qcompiler.ir import Graph, Type, placeholder
 from qcompiler.kernels.cpu.code.tir import Builder, const
 from qcompiler.kernels.registry import Kernel, Region
@@ -229,7 +230,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
 def test_instructions_that_this_cpu_may_lack_run_in_all_threads(
     target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_or_skip()
+    load_or_skip(ISAS[target].cpu_flags)
     rng = np.random.default_rng(0)
     left = rng.integers(0, 256, (2048, 64)).astype(np.uint8)
     right = rng.integers(-128, 128, (64, 64)).astype(np.int8)

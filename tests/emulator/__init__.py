@@ -18,11 +18,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from qcompiler.hardware import cpu
+
 SOURCE = Path(__file__).with_name("emulator.c")
+EMULATED = {"amx_tile", "amx_int8", "amx_bf16", "avx_vnni", "avx_vnni_int8"}
+"""Features as Linux names them, in /proc/cpuinfo."""
 FLAGS = ("-O2", "-ffp-contract=off", "-shared", "-fPIC")
 
 # Linux, asm/prctl.h and asm/fpu/types.h: a process asks for 8 KiB of tile data before it uses them.
@@ -75,8 +80,12 @@ def load() -> None:
         raise Unavailable("sigaction refused the SIGILL handler")
 
 
-def load_or_skip() -> None:
-    """`load()`, or the running test is skipped with the reason."""
+def load_or_skip(flags: Iterable[str] = ()) -> None:
+    """`load()`, or the running test is skipped with the reason: among others that this CPU has not
+    all of these features, and they are none of the emulated ones.
+    """
+    if missing := sorted({*flags} - EMULATED - cpu.features()):
+        pytest.skip(f"this CPU lacks {', '.join(missing)}")
     try:
         load()
     except Unavailable as reason:

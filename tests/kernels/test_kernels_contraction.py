@@ -385,7 +385,7 @@ def test_what_is_asked_for_ahead_changes_no_value() -> None:
 
 @pytest.mark.parametrize("isa", EMULATED, ids=lambda i: i.name)
 def test_instruction_sets_that_this_cpu_lacks_run_emulated(isa: Isa) -> None:
-    load_or_skip()
+    load_or_skip(isa.cpu_flags)
     for left in ("uint8", "int8"):
         root = matmul(5, 21, 19, left, "int8")
         check(root, root, isa)

@@ -50,7 +50,7 @@ PAIRS = [("uint8", "int8"), ("int8", "int8"), ("bfloat16", "bfloat16")]
 
 @pytest.fixture(autouse=True)
 def _emulator() -> None:
-    load_or_skip()
+    load_or_skip(flag for isa in TILED for flag in isa.cpu_flags)
 
 
 @pytest.fixture(params=TILED, ids=lambda i: i.name)

@@ -28,7 +28,7 @@ CASES = [  # batch, heads, key heads, queries, keys, size, value size, flat, cau
 
 @pytest.fixture(autouse=True)
 def _emulator() -> None:
-    load_or_skip()
+    load_or_skip(ISAS["x86_amx"].cpu_flags)
 
 
 def made(case: tuple[object, ...], dtype: str) -> tuple[Node, list[np.ndarray], list[Node]]:

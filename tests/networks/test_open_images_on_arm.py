@@ -32,6 +32,8 @@ QUICK = (
     ("strides", "arm_fp16", "float32"),
     ("strides", "arm_i8mm", "int8"),
 )
+
+pytestmark = pytest.mark.usefixtures("weights_of_8_bits")
 CASES = [
     pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
     for name, precisions in PRECISIONS.items()

@@ -14,6 +14,8 @@ from oracles import session
 
 from benchmarks.report import Row, table
 from benchmarks.subjects import SAMPLES, prepare
+from qcompiler import plugins
+from qcompiler.quantization.scales import has_exact_product
 
 ROOT = Path(__file__).parents[2]
 LOOKUP = """
@@ -92,6 +94,6 @@ def test_engines_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     rows = {r["precision"]: r for r in json.loads((tmp_path / "result.json").read_text())["rows"]}
     assert len(rows["float32"]["rounds"]) == len(rows["int8"]["rounds"]) == 2
     assert rows["float32"]["cosine"] == pytest.approx(1)
-    assert rows["int8"]["cosine"] > 0.99
+    assert rows["int8"]["cosine"] > (0.99 if has_exact_product(plugins.device("host", 1)) else 0.98)
     assert rows["int8"]["artifact_bytes"] < rows["float32"]["artifact_bytes"]
     assert rows["int8-dynamic"]["reason"] == "dynamic int8 is for transformers"

@@ -61,6 +61,7 @@ def test_blocks_are_counted_and_nothing_else_is_changed(tmp_path: Path) -> None:
 
 def test_products_and_rows_of_a_matmul_are_those_of_its_tiles() -> None:
     device = plugins.device("sapphire_rapids", 2)
+    load_or_skip(device.isa.cpu_flags)
     weights = constant(np.ones((128, 64), np.int8))
     x = placeholder("x", Type("uint8", (64, 128)))
     made = plan(Graph((x,), (make("matmul", x, weights),), ("y",)), device)

@@ -95,8 +95,13 @@ def anything(seed: int) -> Graph:
 
 
 def host(threads: int) -> Device:
+    """This machine, as if it computed as much in a cycle as with vectors of 64 bytes."""
     plugins.load_all()
-    return replace(plugins.device("host", threads), core=REFERENCE)
+    device = plugins.device("host", threads)
+    rates = ("macs_per_cycle", "loads_per_cycle", "stores_per_cycle", "issue_per_cycle")
+    wider = 64 / device.isa.vector_bytes
+    core = replace(REFERENCE, **{r: wider * getattr(REFERENCE, r) for r in rates})
+    return replace(device, core=core)
 
 
 def ran(made: Plan, seed: int = 0) -> list[np.ndarray]:

@@ -23,13 +23,17 @@ from qcompiler.quality.mixed_precision import Found, Layer, Trial
 from qcompiler.quality.report import BINS, LayerReport, Report, Spread, examine
 from qcompiler.quality.report_html import html
 
+pytestmark = pytest.mark.usefixtures("weights_of_8_bits")
+
 EVIL = '<script>alert("x")</script>'
+CLASSES = 400
+"""So many that weights are more than code."""
 
 
 def network() -> onnx.ModelProto:
     """A convolution and a matrix product; the second has a name that a page must not take in."""
     rng = np.random.default_rng(0)
-    weights = {"w": rng.standard_normal((8, 3, 3, 3)), "v": rng.standard_normal((8, 5))}
+    weights = {"w": rng.standard_normal((8, 3, 3, 3)), "v": rng.standard_normal((8, CLASSES))}
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], "first", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["r"]),
@@ -41,7 +45,7 @@ def network() -> onnx.ModelProto:
         nodes,
         "small",
         [helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])],
-        [helper.make_tensor_value_info("y", 1, [1, 5])],
+        [helper.make_tensor_value_info("y", 1, [1, CLASSES])],
         [numpy_helper.from_array(w.astype("f"), n) for n, w in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])

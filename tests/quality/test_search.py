@@ -40,6 +40,8 @@ from qcompiler.runtime import Model
 from qcompiler.stages import Choice, build, run_stage
 from qcompiler.tune import timing
 
+pytestmark = pytest.mark.usefixtures("weights_of_8_bits")
+
 WIDTH = 32
 
 

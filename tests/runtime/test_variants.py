@@ -81,8 +81,8 @@ def test_every_variant_that_this_cpu_has_can_be_run(path: Path, one: isa.Isa) ->
 def test_what_needs_tile_registers_runs_on_the_emulator(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_or_skip()
     (tiled,) = (i for i in SETS if i.permission)
+    load_or_skip(tiled.cpu_flags)
     alone = compiled(tiled.name)  # calibrated on this machine, as the other
     monkeypatch.setattr(cpu, "features", lambda: tiled.cpu_flags)
     model = load(path)
@@ -148,8 +148,8 @@ except Error as e:
 
 
 def test_a_variant_that_the_system_refuses_is_passed_over(path: Path) -> None:
-    load_or_skip()
     (tiled,) = (i for i in SETS if i.permission)
+    load_or_skip(tiled.cpu_flags)
     command = [sys.executable, "-c", REFUSED, str(path), " ".join(tiled.cpu_flags), tiled.name]
     tests = Path(__file__).parents[1]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tests)
@@ -294,9 +294,9 @@ def forged(path: Path, manifest: Mapping[str, Any], others: Mapping[str, bytes])
 
 
 def _chosen(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The variant that runs here, and the first, which others need less for."""
-    by_name = {v["isa"]: v for v in manifest["variants"]}
-    return by_name[HERE[-1].name], manifest["variants"][0]
+    """The variant that runs here, and another one: the first, which others need less for."""
+    chosen, *_ = (v for v in manifest["variants"] if v["isa"] == HERE[-1].name)
+    return chosen, next(v for v in manifest["variants"] if v is not chosen)
 
 
 def no_variants(m: dict[str, Any], _: dict[str, bytes]) -> None:
@@ -318,7 +318,7 @@ def one_twice(m: dict[str, Any], _: dict[str, bytes]) -> None:
 
 
 def one_of_two_names(m: dict[str, Any], others: dict[str, bytes]) -> None:
-    m["variants"].append({**_chosen(m)[1], "isa": "x86_other"})
+    m["variants"].append({**m["variants"][0], "isa": "x86_other"})
     others["x86_other.so"] = others["x86_avx2.so"]
 
 
