@@ -29,7 +29,7 @@ from qcompiler.runtime.remote import connect
 from qcompiler.tune import records as tuning_records
 from qcompiler.tune.journal import Journal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("weights_of_8_bits")]
 
 log = logging.getLogger(__name__)
 
