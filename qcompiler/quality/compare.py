@@ -98,6 +98,7 @@ def against_onnxruntime(
                 raise Error(what, where=f"output {name!r}")
     found = [errors(n, [o[n] for o in ours], [t[n] for t in theirs]) for n in names]
     first = dict(samples[0])
+    del peer  # two sessions of a large model might not fit
     peer = _Peer(onnx_file, model.threads)
     if isinstance(model, RemoteModel):
         seconds = float(np.median(model.measure(first, seconds=DEVICE_SECONDS).times))
