@@ -11,8 +11,6 @@ import poison
 import pytest
 from hypothesis import HealthCheck, settings
 
-from qcompiler.quantization.scales import weight_bits
-
 # The same cases every time, however slow the machine; `--hypothesis-profile=default` tries others.
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=SLOW)
@@ -41,6 +39,8 @@ def weights_of_8_bits() -> Iterator[None]:
     """Quantizes for any CPU as for those whose products of bytes are exact, so that a model's
     integers are the same for this machine, whatever it has, and for another.
     """
+    from qcompiler.quantization.scales import weight_bits  # other runs do without it
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("static", "dynamic"):
             used = f"qcompiler.passes.quantize.{name}.weight_bits"

@@ -46,8 +46,8 @@ def session(model: Model, *, plain: bool = False, ours: bool = False) -> Any:
     if ours:
         onnx.checker.check_model(_whole(model), full_check=True)
     engine = peer("onnxruntime")
+    source = _exact(model)
     with refusals("onnxruntime"):
-        source = _exact(model)
         options = engine.SessionOptions()
         options.log_severity_level = 4
         options.add_session_config_entry("session.x64quantprecision", "1")

@@ -16,6 +16,8 @@ from tests.networks.test_open_images import IMAGES, SIZES, compilation
 from tests.networks.test_open_sizes import meant
 from tests.rewrite.test_padding import model_of, random_feed
 
+pytestmark = pytest.mark.usefixtures("weights_of_8_bits")
+
 CPUS = {
     "arm_neon": "cortex-a72",
     "arm_fp16": "cortex-a76",
@@ -32,8 +34,6 @@ QUICK = (
     ("strides", "arm_fp16", "float32"),
     ("strides", "arm_i8mm", "int8"),
 )
-
-pytestmark = pytest.mark.usefixtures("weights_of_8_bits")
 CASES = [
     pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
     for name, precisions in PRECISIONS.items()
